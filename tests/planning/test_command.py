@@ -252,6 +252,8 @@ def test_the_page_says_the_shares_that_are_assumed() -> None:
     drawing = (*work.SAMPLING.values(), work.PAGED)
     for share in (*(one.operations for one in (*work.TRAINING.values(), *drawing)), *(one.bandwidth for one in drawing)):
         assert f"{share:.0%} of the" in table, share
+    for moved in (one.moved for one in (*work.TRAINING.values(), *drawing) if one.moved):
+        assert f"{moved:g} numbers moved for each" in table, moved
 
 
 # ---------------------------------------------------------------------------------------------- docs/memory.md

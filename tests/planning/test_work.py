@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparring.planning.estimate import estimate
 from sparring.planning.hardware import Samplers, of_sampling
-from sparring.planning.work import SCORING, ForwardPasses, sampling_work, training_forward_passes, tree_work
+from sparring.planning.work import SCORING, WIDTH, ForwardPasses, Shares, Work, sampling_work, seconds, training_forward_passes, tree_work
 from sparring.policy.batches import Branches
 from sparring.stage_names import START
 
@@ -151,3 +151,12 @@ def test_greedy_replies_are_counted() -> None:
     )
     scored = tree_work(llama(), SCORING, 40, (30, 20), 10)
     assert greedy.work.tokens - scored.tokens == 2 * (plain.work.tokens - scored.tokens)
+
+
+@pytest.mark.parametrize(("number_bytes", "devices", "products", "moving"), [(2, 1, 0.5, 0.8), (4, 1, 0.5, 1.6), (4, 2, 0.25, 0.8)])
+@pytest.mark.parametrize("wider", [1, 2])
+def test_seconds_by_hand(number_bytes: int, devices: int, products: float, moving: float, wider: int) -> None:
+    """1e12 operations at half of 4e12 a second, and 0.02 numbers for each at 5e10 bytes a second; half as many in a model twice as wide."""
+    device, shares = replace(GPU, flops=4e12, bandwidth=5e10), Shares(0.5, "", moved=0.02)
+    shape = llama(hidden_size=wider * WIDTH)
+    assert seconds(Work(flops=1e12), shares, device, devices, shape, number_bytes) == pytest.approx(products + moving / wider)

@@ -12,7 +12,7 @@ from sparring.planning.lengths import Lengths
 from sparring.planning.memory import Memory
 from sparring.planning.shape import Shape
 from sparring.planning.work import SCORING, TRAINING, Work, sampling_work, seconds, shares_of_sampling, training_forward_passes, tree_work
-from sparring.policy.footprint import MASTER_BYTES, OPTIMIZER_BYTES, Parallel, gathered_at_once, held_at_most, tokens_at_once
+from sparring.policy.footprint import MASTER_BYTES, NUMBER_BYTES, OPTIMIZER_BYTES, Parallel, gathered_at_once, held_at_most, tokens_at_once
 from sparring.policy.precision import with_precision
 from sparring.stage_names import PROBE, START, is_used, iteration_name, iteration_stage
 
@@ -132,7 +132,8 @@ class _Game:
         work = sampling_work(self.shape, self.recipe, lengths, rows, replicas, samplers)
         shares = shares_of_sampling(self.hardware.kind, self.recipe.sampling.inner)
         held = memory.sampling(self.shape, self.recipe, lengths, rows, replicas, self.hardware, samplers)
-        return StagePlan(owner, kind, work, held, seconds(work, shares, self.hardware, samplers.devices, self.shape.layers))
+        number_bytes = NUMBER_BYTES[self.recipe.sampling_dtype]
+        return StagePlan(owner, kind, work, held, seconds(work, shares, self.hardware, samplers.devices, self.shape, number_bytes))
 
     def _score(self, owner: str, kind: str, lengths: Lengths, duels: float, branches: int) -> StagePlan:
         work = tree_work(self.shape, SCORING, lengths.prompt, _replies(lengths, branches), duels)
@@ -228,7 +229,8 @@ class _Game:
 
     def _time(self, work: Work) -> float:
         """Seconds of training or scoring."""
-        return seconds(work, TRAINING[self.hardware.kind], self.hardware, self.parallel.devices, self.shape.layers)
+        number_bytes = NUMBER_BYTES[self.recipe.train.number_format]
+        return seconds(work, TRAINING[self.hardware.kind], self.hardware, self.parallel.devices, self.shape, number_bytes)
 
     def disk(self) -> float:
         """Bytes of all players that a run keeps, and of one training checkpoint while its successor is written."""

@@ -128,22 +128,25 @@ def _attention(shape: Shape, seen: float) -> float:
 
 @dataclass(frozen=True)
 class Shares:
-    """The share of a device's peak operations and bandwidth that is reached, the source of the numbers in words, and the least seconds of a
-    layer in a decoding step."""
+    """The share of a device's peak operations and bandwidth that is reached, the source of the numbers in words, the least seconds of a
+    layer in a decoding step, and `moved`: numbers that everything besides the products reads and writes, for an operation of a model of
+    width WIDTH. A wider model has more operations for the same element-wise work."""
 
     operations: float
     source: str
     bandwidth: float = 1.0
     layer_seconds: float = 0.0
+    moved: float = 0.0
 
 
+WIDTH = 576  # of SmolLM2-135M, with which CPUs were measured
 TRAINING = {
     "cuda": Shares(0.40, "fitted to the paper's training time; measured on no GPU"),
-    "cpu": Shares(0.20, "12% to 27% were measured, docs/fast-path.md"),
+    "cpu": Shares(1.0, "fitted to three processors, docs/plan.md", moved=0.04),
 }
 SAMPLING = {
     "cuda": Shares(0.30, "the bandwidth fitted to the paper's generation time, the others assumed", 0.28, 0.0005),
-    "cpu": Shares(0.15, "9% to 18% of the operations were measured, the others are assumed", 0.50, 0.0002),
+    "cpu": Shares(1.0, "the operations fitted to three processors, the others assumed", 0.50, 0.0002, 0.055),
 }
 PAGED = Shares(0.40, "assumed", 0.60, 0.00003)
 
@@ -153,12 +156,16 @@ def shares_of_sampling(kind: str, engine: EngineSpec) -> Shares:
     return PAGED if engine.paged else SAMPLING[kind]
 
 
-def seconds(work: Work, shares: Shares, hardware: Hardware, devices: int, layers: int) -> float:
-    """The longest time of three: the operations; in sampling, reading weights and cache in every step, and launching kernels."""
+def seconds(work: Work, shares: Shares, hardware: Hardware, devices: int, shape: Shape, number_bytes: int) -> float:
+    """The longest time of three: the operations; in sampling, reading weights and cache in every step, and launching kernels.
+
+    number_bytes: of a number that is computed with.
+    """
+    moving = shares.moved * number_bytes * WIDTH / shape.config.hidden_size / hardware.bandwidth
     return max(
-        work.flops / (devices * hardware.flops * shares.operations),
+        work.flops / devices * (1 / (hardware.flops * shares.operations) + moving),
         work.bytes_read / (hardware.bandwidth * shares.bandwidth),
-        work.steps * layers * shares.layer_seconds,
+        work.steps * shape.layers * shares.layer_seconds,
     )
 
 
@@ -167,8 +174,14 @@ def assumed_rates(hardware: Hardware, engine: EngineSpec) -> str:
     train, sample = TRAINING[hardware.kind], shares_of_sampling(hardware.kind, engine)
     peak, bandwidth = f"{hardware.flops / 1e12:.3g} TFLOP/s", f"{hardware.bandwidth / 1e9:.0f} GB/s"
     return (
-        f"training and scoring reach {train.operations:.0%} of {peak} ({train.source}); sampling ({engine.name}) {sample.bandwidth:.0%} of "
-        f"{bandwidth}, {sample.operations:.0%} of the operations and {sample.layer_seconds * 1e3:g} ms a layer and step, "
-        f"whichever is slowest ({sample.source}); {hardware.name}: {hardware.source}; "
+        f"training and scoring reach {train.operations:.0%} of {peak}{_moved(train, bandwidth)} ({train.source}); sampling ({engine.name}) "
+        f"{sample.bandwidth:.0%} of {bandwidth}, {sample.operations:.0%} of the operations{_moved(sample, bandwidth)} and "
+        f"{sample.layer_seconds * 1e3:g} ms a layer and step, whichever is slowest ({sample.source}); {hardware.name}: {hardware.source}; "
         "loading, saving and communication between devices are not counted"
     )
+
+
+def _moved(shares: Shares, bandwidth: str) -> str:
+    if not shares.moved:
+        return ""
+    return f", plus the time to move {shares.moved:g} numbers for each at {bandwidth} (of a model of width {WIDTH}; wider ones move fewer)"
