@@ -153,12 +153,12 @@ def tokens_that_fit(model: Path, optimizer: str) -> int:
     import torch
 
     from sparring.policy.compute import free_memory
-    from sparring.policy.footprint import Parallel, tokens_at_once, training_bytes
+    from sparring.policy.footprint import NUMBER_BYTES, Parallel, tokens_at_once, training_bytes
     from sparring.policy.load import model_shape
 
     shape, device = model_shape(model), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     held = training_bytes(precision(), optimizer, Parallel()) * shape.num_parameters()
-    return tokens_at_once(shape.config, held, free_memory(device), device.type)
+    return tokens_at_once(shape.config, held, free_memory(device), device.type, NUMBER_BYTES[precision()])
 
 
 def options_of(defaults: dict[str, str], overrides: list[str]) -> dict[str, str]:

@@ -130,6 +130,12 @@ DUELS |= {
     "majority, likelihood, then duels": {**ANCHORED, "after": ("majority, likelihood", 2)},
 }
 
+# The order that the search leaves open: first likelihood, then duels, beside likelihood alone from the same player on the test's rows
+ORDER: dict[str, Arm] = {
+    "majority, likelihood, weighed": CHOSEN["majority, likelihood, weighed"],
+    "majority, likelihood, weighed, then duels": {**CHOSEN["majority, duels, weighed"], AFTER: ("majority, likelihood, weighed", 2)},
+}
+
 WORDS = {
     **SMOL,
     "data": {"held_out": 200, "max_examples": 500},
@@ -218,6 +224,15 @@ TARGET_SETTINGS: dict[str, TargetSetting] = {
         (32,),
         TINY_PROMPTS,
         "search",
+    ),
+    "tiny-over-order": TargetSetting(
+        "toy model, 100 rows, start over-fitted: duels after two iterations of likelihood",
+        "sorting",
+        _tiny(100, 200),
+        ORDER,
+        (1e-3,),
+        (200,),
+        TINY_PROMPTS,
     ),
     "tasks-targets": TargetSetting(
         "SmolLM2-135M, the demo's task family, 140 rows, 400 further prompts with their answers alone",

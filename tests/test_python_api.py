@@ -34,7 +34,7 @@ def test_a_game_from_a_dict_is_the_game_from_the_command(game: Game, played: Gam
 
 def test_micro_batches_are_chosen_once_for_a_run(game: Game, played: Game) -> None:
     """TINY's sft section names none. What an earlier attempt chose stays, whatever is free now; so does the result, to rounding."""
-    assert played.json("micro_batch.json") == {"micro_batch_tokens": 1024, "device": "cpu", "shared": None}
+    assert played.json("micro_batch.json") == {"micro_batch_tokens": 512, "device": "cpu", "shared": None}
     game.root.mkdir()
     (game.root / "micro_batch.json").write_text('{"micro_batch_tokens": 30, "device": "cpu"}')
     result = game.run()

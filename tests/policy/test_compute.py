@@ -29,17 +29,19 @@ def model(parameters: int) -> types.SimpleNamespace:
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "parameters", "device", "tokens"),
+    ("gigabytes", "parameters", "device", "precision", "tokens"),
     [
-        (24, 135_000_000, "cpu", 1024),  # no more on a CPU
-        (24, 135_000_000, "cuda", 8192),  # (0.8 * 24 - 2.43 - 0.40) GB / (1.244 + 0.553) MB are 9,109
-        (4.6, 135_000_000, "cpu", 256),  # 471
-        (5.0, 135_000_000, "cpu", 512),  # 649
-        (1, 135_000_000, "cpu", 256),  # less than the weights need: still something
+        (24, 135_000_000, "cpu", "bf16", 1024),  # no more on a CPU
+        (24, 135_000_000, "cpu", "fp32", 512),
+        (24, 135_000_000, "cuda", "bf16", 8192),  # (0.8 * 24 - 2.43 - 0.40) GB / (1.244 + 0.553) MB are 9,109
+        (24, 135_000_000, "cuda", "fp32", 8192),
+        (4.6, 135_000_000, "cpu", "bf16", 256),  # 471
+        (5.0, 135_000_000, "cpu", "bf16", 512),  # 649
+        (1, 135_000_000, "cpu", "bf16", 256),  # less than the weights need: still something
     ],
 )
-def test_the_budget_by_hand(gigabytes: float, parameters: int, device: str, tokens: int) -> None:
-    assert token_budget(model(parameters), gigabytes * 1e9, device, False, Parallel()) == tokens
+def test_the_budget_by_hand(gigabytes: float, parameters: int, device: str, precision: str, tokens: int) -> None:
+    assert token_budget(model(parameters), gigabytes * 1e9, device, False, Parallel(), precision) == tokens
 
 
 @pytest.mark.parametrize(
@@ -61,9 +63,9 @@ def test_what_a_rank_holds_is_what_the_strategy_leaves_it(parallel: Parallel, ad
     assert layer_sizes(made) == (layer, weights - 30 * layer)
     # room for this many tokens and half as many again, by the numbers of the first test
     free = (held * weights + together + 0.40e9 + 1.5 * 2048 * (1.244e6 + 0.553e6)) / 0.8
-    assert token_budget(made, free, "cuda", adapter, parallel) == 2048
-    assert token_budget(made, free - 3e9, "cuda", adapter, parallel) < 2048
-    assert token_budget(made, free + 1.2 * 2048 * 2e6, "cuda", adapter, parallel) == 4096
+    assert token_budget(made, free, "cuda", adapter, parallel, "bf16") == 2048
+    assert token_budget(made, free - 3e9, "cuda", adapter, parallel, "bf16") < 2048
+    assert token_budget(made, free + 1.2 * 2048 * 2e6, "cuda", adapter, parallel, "bf16") == 4096
 
 
 def test_free_memory_is_some_of_the_machine() -> None:

@@ -214,7 +214,8 @@ class _Game:
             return settings.micro_batch_tokens
         gathered = gathered_at_once(self.shape.largest_layer, self.shape.outside_layers)
         held = held_at_most(self.shape.parameters, gathered, self.recipe.trains_adapters_alone, self.parallel)
-        return tokens_at_once(self.shape.config, held, self.hardware.memory, self.hardware.kind)
+        number_bytes = NUMBER_BYTES[self.recipe.train.number_format]
+        return tokens_at_once(self.shape.config, held, self.hardware.memory, self.hardware.kind, number_bytes)
 
     def _at_once(self, settings: OptimSection, lengths: Lengths, branches: int) -> int:
         """Tokens of the largest micro-batch."""

@@ -19,7 +19,7 @@ from sparring.console import log
 from sparring.errors import UserError
 from sparring.policy import strategies
 from sparring.policy.container import available_memory
-from sparring.policy.footprint import Parallel, gathered_at_once, held_at_most, tokens_at_once
+from sparring.policy.footprint import NUMBER_BYTES, Parallel, gathered_at_once, held_at_most, tokens_at_once
 from sparring.policy.packed import is_out_of_memory
 
 M = TypeVar("M", bound=nn.Module)
@@ -160,11 +160,11 @@ def _announce(line: str) -> None:
     log.info(line)
 
 
-def token_budget(model: PreTrainedModel, free: float, device: str, adapter: bool, parallel: Parallel) -> int:
+def token_budget(model: PreTrainedModel, free: float, device: str, adapter: bool, parallel: Parallel, precision: str) -> int:
     """Tokens of a micro-batch that fit `free` bytes of a device, next to everything else in training; `model` needs no weights yet."""
     gathered = gathered_at_once(*layer_sizes(model)) if parallel.is_sharded else 0
     held = held_at_most(model.num_parameters(), gathered, adapter, parallel)
-    return tokens_at_once(model.config.get_text_config(), held, free, device)
+    return tokens_at_once(model.config.get_text_config(), held, free, device, NUMBER_BYTES[precision])
 
 
 def free_memory(device: torch.device) -> int:

@@ -36,7 +36,7 @@ def choose_tokens(recipe: Recipe, root: Path, base: Path) -> int:
         shape, free = model_shape(base), free_memory(device)
         if device.type == "cpu":  # the ranks of this machine share its memory
             free //= ranks_here(recipe.launcher)
-        tokens = token_budget(shape, free, device.type, recipe.trains_adapters_alone, parallel)
+        tokens = token_budget(shape, free, device.type, recipe.trains_adapters_alone, parallel, recipe.train.number_format)
         size = f"{shape.num_parameters() / 1e6:.3g}M parameters{f', {shared},' if shared else ''}"
         log.info(f"micro_batch_tokens: {tokens}, for {size} and {free / 2**30:.1f} GiB free")
         chosen = {"micro_batch_tokens": tokens, **reasons}

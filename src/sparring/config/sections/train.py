@@ -79,7 +79,8 @@ class OptimSection(Section):
     """Recompute activations in the backward pass: less memory, more time."""
     micro_batch_tokens: PositiveInt | None = None
     """Tokens, padding included, computed at once; bounds the memory. When null, chosen from the model's size, its sharding by the launcher
-    and the memory that is free when the run starts, at most 1024 on a CPU, where more is not faster; logged, and kept for the whole run."""
+    and the memory that is free when the run starts, at most 1024 on a CPU (512 in float32), where more is not faster; logged, and kept for
+    the whole run."""
     checkpoint_every: PositiveInt = 50
     """Optimizer steps between checkpoints; a kill loses at most these."""
 
