@@ -120,6 +120,7 @@ def test_without_rows_the_tiny_game_is_written(zygote: Zygote, tmp_path: Path) -
         (["pairs.jsonl"], ["columns: prompt, chosen, rejected", "data.columns: {completion: chosen}, or {messages: chosen}"]),
         (["odd.jsonl", "data.columns={prompt: a, completion: c}"], ["there is no column 'c'", "the columns are: a, b"]),
         (["one.jsonl"], ["one.jsonl: different prompts with a reply: 1; a game needs at least 2", "add rows with other prompts"]),
+        (["spaced.jsonl"], ["spaced.jsonl: different prompts with a reply: 1"]),
         (["bad.jsonl"], ["bad.jsonl, line 2: row without a reply", "fix the row"]),
         (["bad.jsonl", "data.on_bad_rows=drop"], ["data.on_bad_rows: unknown key; did you mean data.on_bad_row?"]),
         (["one.jsonl", "--output", "no/where.yaml"], ["--output (no/where.yaml): its folder does not exist"]),
@@ -131,6 +132,7 @@ def test_what_cannot_be_used_is_refused(args: list[str], parts: list[str], zygot
     write_rows(tmp_path / "odd.jsonl", [{"a": 1, "b": 2}])
     write_rows(tmp_path / "pairs.jsonl", [{"prompt": "p", "chosen": "c", "rejected": "r"}])
     write_rows(tmp_path / "one.jsonl", [{"prompt": "p", "completion": f"c {n}"} for n in range(9)])
+    write_rows(tmp_path / "spaced.jsonl", [{"prompt": f"p{' ' * n} q", "completion": "c"} for n in range(9)])
     write_rows(tmp_path / "bad.jsonl", [{"prompt": "p", "completion": "c"}, {"prompt": "q"}])
     refused(zygote.run(["init", *args], tmp_path), *parts)
     assert not list(tmp_path.rglob("*.yaml"))

@@ -130,7 +130,7 @@ def _look(recipe: Recipe) -> Rows:
     shape = choose_shape(section.shape, columns, loaded.columns, section.named)
     rows = {row.row_id: (where, row) for where, row in loaded.rows if not is_empty(row)}
     notices = (f"{section.named}: {len(rows)} rows of the shape {shape}", *loaded.notices, *loaded.bad.notices)
-    prompts = len({row.prompt_key for _, row in rows.values()})
+    prompts = len({row.prompt_words for _, row in rows.values()})
     if prompts < 2:
         what = f"different prompts with a reply: {prompts}; a game needs at least 2, one to train on and one held out"
         raise UserError(what, where=section.named, remedy="add rows with other prompts")

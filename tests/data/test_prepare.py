@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -223,6 +224,21 @@ def test_prompts_that_differ_in_white_space_are_not_trained_on_when_held_out(tmp
     assert prepared.counts["read"] == sum(prepared.counts[key] for key in ROW_COUNTS[1:]) == 60
 
 
+def test_a_blank_turn_makes_no_other_prompt(tmp_path):
+    def turns(system, text):
+        opening = [] if system is None else [{"role": "system", "content": system}]
+        return [*opening, {"role": "user", "content": text}, {"role": "assistant", "content": "a"}]
+
+    rows = [{"messages": turns(system, f"what is {n}?")} for n in range(20) for system in (None, "", " \n", "be brief")]
+    prepared = run(write_rows(tmp_path / "r.jsonl", rows), held_out=0.3)
+    train, held_out = (
+        {"".join(turn["content"] for turn in one.conversation.prompt).strip() for one in part}
+        for part in (prepared.train, prepared.held_out)
+    )
+    assert not train & held_out and len(train | held_out) == 40
+    assert prepared.counts["prompt_held_out"] > 0
+
+
 # --- refusals ---
 
 
@@ -232,6 +248,11 @@ def test_prompts_that_differ_in_white_space_are_not_trained_on_when_held_out(tmp
         (MANY, {"held_out": 100}, "data.held_out is 100, but 100 rows remain after filters and data.max_examples: nothing is left"),
         ([("q", str(n)) for n in range(99)], {"held_out": 9, "max_examples": 10}, "data.held_out is 9, but 10 rows remain"),
         ([("same", str(n)) for n in range(9)], {"held_out": 1}, "data.held_out is 1, but 9 rows remain .*: nothing is left to train on"),
+        (
+            [("same" + " " * n + "words", "a") for n in range(1, 21)],
+            {},
+            "data.held_out is 8, but 20 rows remain .*, since the other 12 rows have the prompts of held-out rows, with other white space",
+        ),
         (MANY, {"held_out": 1e-9}, "data.held_out is 1e-09, but 100 rows remain .*: nothing is held out"),
         ([("", "a"), ("q", " "), ("q", "a" * 50)], {"max_reply_tokens": 9},
          r"no row is left of 3: dropped 2 for an empty prompt or reply, 1 for a reply over data.max_reply_tokens \(9\)"),

@@ -256,6 +256,34 @@ def test_the_page_says_the_shares_that_are_assumed() -> None:
         assert f"{moved:g} numbers moved for each" in table, moved
 
 
+@pytest.mark.parametrize(
+    ("file", "row", "number_bytes", "bandwidth"),
+    [
+        ("training_speed-avx2", "AMD EPYC without AVX-512, float32", 4, 16 * GB),
+        ("training_speed", "AMD EPYC, AVX-512 bf16", 2, 25 * GB),
+        ("training_speed-amx", "Intel Xeon, AMX", 2, 25 * GB),
+    ],
+)
+def test_the_hours_of_a_cpu_on_the_page_follow_from_the_results(file: str, row: str, number_bytes: int, bandwidth: float) -> None:
+    """Seconds for 1e12 operations: those measured in training, and those planned for products and copies as fast as there."""
+    root = Path(__file__).parents[2]
+    results = json.loads((root / "benchmarks" / "results" / f"{file}.json").read_text(encoding="utf-8"))["results"].values()
+    shape = llama(hidden_size=work.WIDTH)
+
+    def planned(shares: work.Shares) -> list[float]:
+        machines = [replace(GPU, kind="cpu", flops=1e9 * one["matmul_peak_gflops"], bandwidth=bandwidth) for one in results]
+        return [work.seconds(work.Work(flops=1e12), shares, machine, 1, shape, number_bytes) for machine in machines]
+
+    def span(found: list[float]) -> str:
+        return " to ".join(sorted({f"{min(found):.1f}", f"{max(found):.1f}"}))
+
+    measured = [1e3 / (one["matmul_peak_gflops"] * one["utilisation"]["ours"]) for one in results]
+    (line,) = (line for line in (root / "docs" / "plan.md").read_text(encoding="utf-8").splitlines() if line.startswith(f"| {row} |"))
+    cells = line.split(" | ")
+    assert cells[2:4] == [span(measured), span(planned(work.TRAINING["cpu"]))]
+    assert cells[5].rstrip(" |") == span(planned(work.SAMPLING["cpu"]))
+
+
 # ---------------------------------------------------------------------------------------------- docs/memory.md
 
 MEMORY = (Path(__file__).parents[2] / "docs" / "memory.md").read_text(encoding="utf-8")

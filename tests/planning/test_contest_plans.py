@@ -72,7 +72,7 @@ def test_too_long_prompts_and_a_subset_are_left_out(data: dict[str, Any]) -> Non
 
 def test_prompts_of_the_rows_are_left_out(data: dict[str, Any], tmp_path: Path) -> None:
     target, others = {"kind": "majority", "checker": "number"}, [{"prompt": f"tell {n}"} for n in range(7)]
-    answered = [{"prompt": f"say {n}"} for n in range(60)]
+    answered = [{"prompt": f"say  {n}\n" if n % 2 else f"say {n}"} for n in range(60)]
     for prompts in ([*others, *answered], answered):
         write_rows(tmp_path / "prompts.jsonl", prompts)
         recipe = recipe_of(path="builtin:tiny", data=data, target=target, sampling={"replies_per_prompt": 4})

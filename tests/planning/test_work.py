@@ -11,7 +11,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparring.planning.estimate import estimate
 from sparring.planning.hardware import Samplers, of_sampling
-from sparring.planning.work import SCORING, WIDTH, ForwardPasses, Shares, Work, sampling_work, seconds, training_forward_passes, tree_work
+from sparring.planning.work import (
+    SCORING,
+    TRAINING,
+    WIDTH,
+    ForwardPasses,
+    Shares,
+    Work,
+    sampling_work,
+    seconds,
+    training_forward_passes,
+    tree_work,
+)
 from sparring.policy.batches import Branches
 from sparring.stage_names import START
 
@@ -160,3 +171,12 @@ def test_seconds_by_hand(number_bytes: int, devices: int, products: float, movin
     device, shares = replace(GPU, flops=4e12, bandwidth=5e10), Shares(0.5, "", moved=0.02)
     shape = llama(hidden_size=wider * WIDTH)
     assert seconds(Work(flops=1e12), shares, device, devices, shape, number_bytes) == pytest.approx(products + moving / wider)
+
+
+def test_a_training_moves_numbers_of_its_own_format() -> None:
+    """Half as many bytes in bfloat16 as in float32, whatever the other trainings compute in."""
+    cpu, shape = replace(GPU, kind="cpu"), llama()
+    plans = [estimate(recipe_of("iterations=1", f"sft={{epochs: 3, precision: {name}}}"), shape, LENGTHS, cpu) for name in ("bf16", "fp32")]
+    (sft, *others), (wider, *same) = (plan.stages for plan in plans)
+    assert wider.seconds - sft.seconds == pytest.approx(sft.work.flops * TRAINING["cpu"].moved * 2 * WIDTH / 32 / cpu.bandwidth)
+    assert [stage.seconds for stage in others] == [stage.seconds for stage in same]

@@ -75,7 +75,6 @@ def test_free_memory_is_some_of_the_machine() -> None:
 SHAPES = """
 import ctypes, sys, torch
 from sparring.policy.compute import bound_kernel_caches
-from sparring.policy.precision import fast_precision
 class Heap(ctypes.Structure):
     _fields_ = [(f"field{i}", ctypes.c_size_t) for i in range(10)]
 library = ctypes.CDLL(None)

@@ -25,7 +25,7 @@ from sparring.data.conversations import (
     none_left,
     tokenised,
 )
-from sparring.data.records import Conversation, Example, PromptSet, TokenIds, make_message
+from sparring.data.records import Conversation, Example, PromptSet, make_message
 from sparring.data.shapes import BadRows, Source
 from sparring.data.sources import local_files
 from sparring.data.tables import read_rows, whole
@@ -85,12 +85,13 @@ PROMPT_COUNTS = ("read", "empty", "duplicates", "held_out", "in_sft_rows", "prom
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tokenised rows in the order of their ids. No prompt is in two lists, neither as text without its white space nor as token ids.
+    """Tokenised rows in the order of their ids. No prompt is in two lists, neither by its words nor by its token ids.
 
-    `counts`: ROW_COUNTS, where `prompt_held_out` are rows left out because a held-out prompt has the same token ids or differs in white
-    space alone, and `untrained` those without a reply that is to be trained on; and changes to rows: reply_cut, trailing_turns_dropped,
-    surrogates_replaced, and where there are any prompt_repeated, turns_as_json, reasoning_dropped, prompts_with_several_answers. With
-    data.max_examples the rows outside the subset are not tokenised, so those that are too long count as not_in_subset.
+    `counts`: ROW_COUNTS, where `prompt_held_out` are rows left out because a held-out prompt has the same token ids or the same
+    words with other white space, and `untrained` those without a reply that is to be trained on; and changes to rows: reply_cut,
+    trailing_turns_dropped, surrogates_replaced, and where there are any prompt_repeated, turns_as_json, reasoning_dropped,
+    prompts_with_several_answers. With data.max_examples the rows outside the subset are not tokenised, so those that are too long count as
+    not_in_subset.
     """
 
     train: list[Example]
@@ -118,7 +119,7 @@ def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
     train = [example for example in split if not unseen.has(example.conversation, example.prompt_ids)]
     counts |= {"train": len(train), "held_out": len(held_out), "prompt_held_out": len(split) - len(train)}
     if not train or not held_out:
-        raise _one_side_empty(section, len(examples), len(held_out))
+        raise _one_side_empty(section, counts)
     prompts = load_prompts(section.prompts, section) if section.prompts else Loaded[Located]([], {}, [], (), BadRows(), ())
     _check_columns(section, [*loaded.columns, *prompts.columns])
     found, prompt_counts = _prompts(prompts, section, chat, seed, train, held_out) if section.prompts else ([], {})
@@ -143,7 +144,7 @@ def _prompts(
             return "empty"
         if len(ids) > section.max_prompt_tokens:
             return "prompt_too_long"
-        return _among(of_rows, conversation, ids) or Example(conversation.row_id, conversation, ids, ())
+        return next((name for name, prompts in of_rows.items() if ids in prompts.ids), Example(conversation.row_id, conversation, ids, ()))
 
     found = tokenised(rows, section.prompts.max_examples, seed, tokenise, counts, loaded.bad)
     counts["prompts"] = len(found)
@@ -161,20 +162,16 @@ def _distinct_prompts(
     """share: data.held_out. If it is a fraction, it is held out of the prompts too, by the same hash of the prompt."""
     kept: list[tuple[str, Located]] = []
     for row in rows:
-        key = row[1].prompt_key
+        key, words = row[1].prompt_key, row[1].prompt_words
         if has_no_user_text(row[1]):
             counts["empty"] += 1
-        elif found := _among(of_rows, row[1]):
+        elif found := next((name for name, prompts in of_rows.items() if words in prompts.words), None):
             counts[found] += 1
         elif isinstance(share, float) and _below(share, [key]):
             counts["held_out"] += 1
         else:
             kept.append((key, row))
     return distinct(kept, counts)
-
-
-def _among(sets: Mapping[str, PromptSet], conversation: Conversation, ids: TokenIds = ()) -> str | None:
-    return next((name for name, prompts in sets.items() if prompts.has(conversation, ids)), None)
 
 
 def _check_columns(section: DataSection, present: Sequence[str]) -> None:
@@ -240,11 +237,15 @@ def _nothing_left(section: DataSection, counts: dict[str, int], bad: BadRows) ->
     return UserError(what, where=section.named, remedy="look at the rule that dropped most")
 
 
-def _one_side_empty(section: DataSection, rows: int, held_out: int) -> UserError:
+def _one_side_empty(section: DataSection, counts: dict[str, int]) -> UserError:
+    held_out, left_out = counts["held_out"], counts["prompt_held_out"]
+    rows = held_out + left_out + counts["train"]
     side = "nothing is left to train on" if held_out else "nothing is held out"
-    left = f"{rows} rows remain after filters and data.max_examples"
-    what = f"data.held_out is {section.held_out_of(rows)}, but {left}: {side}"
-    return UserError(what, where=section.named, remedy="change data.held_out (rows of one prompt stay together), or use more rows")
+    if left_out:
+        side += f", since the other {left_out} rows have the prompts of held-out rows, with other white space or with the same tokens"
+    what = f"data.held_out is {section.held_out_of(rows)}, but {rows} rows remain after filters and data.max_examples: {side}"
+    remedy = "change data.held_out (rows of one prompt stay together), or use rows of more prompts"
+    return UserError(what, where=section.named, remedy=remedy)
 
 
 def write_examples(path: str | Path, examples: Sequence[Example]) -> None:

@@ -55,8 +55,9 @@ class Conversation:
 
     @property
     def prompt_words(self) -> str:
-        """Hash of the prompt's words: equal for prompts that differ in white space alone."""
-        return _digest([[" ".join(part.split()) for part in _parts(message)] for message in self.prompt])
+        """Hash of the words of every turn, without blank turns: equal for prompts with the same words and other white space."""
+        turns = [[" ".join(part.split()) for part in _parts(message)] for message in self.prompt]
+        return _digest([turn for turn in turns if any(turn[1:])])
 
     @property
     def row_id(self) -> str:
@@ -161,11 +162,11 @@ class PromptSet:
 
     def __init__(self, examples: Iterable[Example]) -> None:
         found = [(example.prompt_ids, example.conversation.prompt_words) for example in examples]
-        self._ids, self._words = {ids for ids, _ in found}, {words for _, words in found}
+        self.ids, self.words = {ids for ids, _ in found}, {words for _, words in found}
 
-    def has(self, conversation: Conversation, ids: TokenIds = ()) -> bool:
-        """Whether the conversation's prompt is one of them. ids: its tokens; () where it is not tokenised yet."""
-        return ids in self._ids or conversation.prompt_words in self._words
+    def has(self, conversation: Conversation, ids: TokenIds) -> bool:
+        """Whether the conversation's prompt is one of them. ids: its tokens."""
+        return ids in self.ids or conversation.prompt_words in self.words
 
 
 def is_empty(ids: TokenIds, stop_ids: frozenset[int]) -> bool:

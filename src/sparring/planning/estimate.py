@@ -147,7 +147,7 @@ class _Game:
         branches = max(items)
         tokens = self._at_once(settings, lengths, branches)
         held = memory.training(self.shape, settings, lengths, branches, tokens, self.hardware.kind, self.parallel)
-        return StagePlan(owner, "train", work, held, self._time(work))
+        return StagePlan(owner, "train", work, held, self._time(work, settings))
 
     def _control(self, section: ControlSection, forward: float) -> Iterator[StagePlan]:
         """A control's stages, with as many rows as cost `forward` forward tokens (control.py); pairs are assumed as long as the data."""
@@ -228,9 +228,9 @@ class _Game:
         settings = self.recipe.train
         return memory.scoring(self.shape, settings, self._at_once(settings, lengths, branches), self.hardware.kind, self.parallel)
 
-    def _time(self, work: Work) -> float:
-        """Seconds of training or scoring."""
-        number_bytes = NUMBER_BYTES[self.recipe.train.number_format]
+    def _time(self, work: Work, settings: OptimSection | None = None) -> float:
+        """Seconds of training or scoring. settings: those of the training; None for scoring, which computes in the format of `train`."""
+        number_bytes = NUMBER_BYTES[(settings or self.recipe.train).number_format]
         return seconds(work, TRAINING[self.hardware.kind], self.hardware, self.parallel.devices, self.shape, number_bytes)
 
     def disk(self) -> float:

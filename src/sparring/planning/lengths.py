@@ -111,8 +111,8 @@ def _local_prompts(recipe: Recipe, section: PromptsSection) -> list[tuple[str, C
     loaded = load_prompts(section, recipe.data)
     found = {conversation.prompt_key: (where, conversation) for where, conversation in loaded.rows}
     if _is_local(recipe) and recipe.data.max_examples is None:  # rows that are not in the subset leave their prompts
-        for _, row in load_conversations(recipe.data, recipe.seed).rows:
-            found.pop(row.prompt_key, None)
+        words = {row.prompt_words for _, row in load_conversations(recipe.data, recipe.seed).rows}
+        return [asked for asked in found.values() if asked[1].prompt_words not in words]
     return list(found.values())
 
 

@@ -184,4 +184,4 @@ def assumed_rates(hardware: Hardware, engine: EngineSpec) -> str:
 def _moved(shares: Shares, bandwidth: str) -> str:
     if not shares.moved:
         return ""
-    return f", plus the time to move {shares.moved:g} numbers for each at {bandwidth} (of a model of width {WIDTH}; wider ones move fewer)"
+    return f", plus {shares.moved:g} numbers moved for each operation at {bandwidth} (at a width of {WIDTH}; fewer in wider models)"
