@@ -213,7 +213,7 @@ def test_starts_without_torch(module: str) -> None:
 
 
 def test_a_game_without_a_report_loads_no_plotting_library() -> None:
-    """Nor does a rank: one process a device, whose start every stage waits for."""
+    """A rank imports this module too, one process a device, and every stage waits for its start."""
     assert heavy_modules_after("import sparring.report.health", {"matplotlib"}) == set()
 
 

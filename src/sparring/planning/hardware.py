@@ -110,7 +110,7 @@ def _own_gpus() -> Hardware | None:
 
 @lru_cache
 def this_cpu(precision: Precision | None = None) -> Hardware:
-    """This machine's processor, with rates measured for half a second, since no data sheet has those of a container."""
+    """This machine's processor, with rates measured for a second or less, since no data sheet has those of a container."""
     number_format = "bfloat16" if (precision or fast_precision("cpu")) == "bf16" else "float32"
     flops, bandwidth = _measured_rates(number_format)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
