@@ -98,11 +98,26 @@ class Game:
 
     def copy_stages(self, finished: Game, before: str) -> None:
         """Take over the stages that `finished`, a game of the same recipe, had finished when the stage `before` began."""
+        stages = finished.stages()
+        self._copy(finished, stages[: stages.index(before)])
+
+    def copy_later_stages(self, finished: Game, after: str) -> None:
+        """Take over those that come after the stage `after`: a run goes on with them only if what it has itself is the same to the bit.
+
+        Their fingerprints contain the hashes of all that they were made from; the run is refused, or computes them again, if one differs.
+        """
+        stages = finished.stages()
+        self._copy(finished, stages[stages.index(after) + 1 :])
+
+    def stages(self) -> list[str]:
+        """The names of its stages, in their order."""
         from sparring.config import load_recipe
         from sparring.stage_names import stages_of_game
 
-        stages = stages_of_game(finished.root, load_recipe(finished.root / "recipe.yaml"))
-        for stage in stages[: stages.index(before)]:
+        return stages_of_game(self.root, load_recipe(self.root / "recipe.yaml"))
+
+    def _copy(self, finished: Game, stages: list[str]) -> None:
+        for stage in stages:
             shutil.copytree(finished.root / stage, self.root / stage, symlinks=True)
 
     def run(self, *args: str, **more: Any) -> Result:

@@ -1,4 +1,4 @@
-"""docs/contributing.md, how to add an engine, a launcher, a metric, a target: added to a copy of the package, which plays a game."""
+"""What docs/contributing.md says to add (engine, launcher, metric, objective, target), in a copy of the package, which plays games."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Game, package_with
+from conftest import TINY, Game, package_with, rows, write_rows
+from test_own_objective import AT_START, BETA, CLASS, FILE, first_step
 from zygote import Zygote
 
 END_OF_TABLE = "\n    )\n}\n"
@@ -25,6 +26,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     source, blocks = package_with(folder, *(f"How to add {what}" for what in ("an engine", "a launcher", "a metric", "a target")))
     for block in blocks:
         add(block, folder)
+    add_objective(source / "sparring" / "objectives")
     zygote = Zygote(source)
     yield zygote
     zygote.close()
@@ -45,6 +47,15 @@ def add(block: str, folder: Path) -> None:
     else:
         changed = before + block
     file.write_text(changed, encoding="utf-8")
+
+
+def add_objective(objectives: Path) -> None:
+    """The two files of the page."""
+    (objectives / "ipo.py").write_text(f"{FILE}\n\n{CLASS}", encoding="utf-8")
+    table = (objectives / "__init__.py").read_text(encoding="utf-8")
+    known = re.search(r"^KINDS.*= \((.*)\)$", table, re.MULTILINE)[1]
+    imported = f"from sparring.objectives.ipo import Ipo\n{table.replace(known, f'{known}, Ipo')}"
+    (objectives / "__init__.py").write_text(imported, encoding="utf-8")
 
 
 def small_game(folder: Path, extended: Zygote, **sections: Any) -> Game:
@@ -104,3 +115,13 @@ def test_a_launcher(extended: Zygote, tmp_path: Path) -> None:
     assert game.json(f"{again}/done.json")["facts"]["ranks"] == 2
     refused = game.run("run_dir=other", *launcher, "launcher.machines=2", "launcher.main_process_ip=127.0.0.1")
     assert refused.code == 2 and "on one machine" in refused.err, refused.err
+
+
+def test_an_objective(extended: Zygote, tmp_path: Path) -> None:
+    game = small_game(tmp_path, extended, objective={"loss": "ipo", "beta": BETA}, data__held_out=4)
+    write_rows(game.folder / "rows.jsonl", rows(12))
+    played = game.run()
+    assert played.code == 0, played.err
+    assert first_step(game.root)["loss"] == pytest.approx(AT_START, rel=1e-12)
+    helped = game.command("run", "--help")
+    assert "`ipo` brings every margin" in " ".join(helped.out.split())

@@ -500,6 +500,7 @@ def test_a_full_disk_then_space_again(game: Game, played: Game, stage: str, func
     game.copy_stages(played, before=stage)
     full = game.run(sabotage=[Sabotage(function, args=args, do="full disk", forever=True)])
     refused(full, *NO_SPACE)
+    game.copy_later_stages(played, after=stage)
     assert game.run().code == 0
     assert_same_outcome(game.root, played.root)
 

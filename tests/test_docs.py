@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -141,7 +142,16 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_sparring_command_of_the_readme_runs(readers_folder: Path, zygote: Zygote) -> None:
+@pytest.fixture(scope="module")
+def toy_run(readers_folder: Path, zygote: Zygote) -> Path:
+    """The game of README.md's first result, played; the tutorial's is the same game."""
+    assert ["run", "builtin:tiny"] in commands("sparring")
+    result = zygote.run(["run", "builtin:tiny"], readers_folder)
+    assert result.code == 0, result.err
+    return readers_folder / "runs" / "tiny"
+
+
+def test_every_sparring_command_of_the_readme_runs(toy_run: Path, readers_folder: Path, zygote: Zygote) -> None:
     """In the order of the page, as a reader would type them."""
     found = commands("sparring")
     assert {args[0] for args in found} >= {"init", "run", "export"}
@@ -235,22 +245,25 @@ def load_yaml(block: Block, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def taught(readers_folder: Path, zygote: Zygote) -> Path:
-    """The reader's folder after the tutorial: the other pages go on with its run."""
+def taught(toy_run: Path, readers_folder: Path, zygote: Zygote) -> Path:
+    """The reader's folder after the tutorial: the other pages go on with its run, whose stages are those of README.md's first result."""
+    shutil.copytree(toy_run, readers_folder / "runs" / "first", symlinks=True)
     for block in BLOCKS[TUTORIAL]:
         if block.reason is None:
             run_block(block, readers_folder, zygote)
+    games = [load_recipe(recipe).model_dump(exclude={"run_dir"}) for recipe in (readers_folder / "first.yaml", "builtin:tiny")]
+    assert games[0] == games[1], "another game than README.md's would have to be played"
     return readers_folder
 
 
 def test_the_tutorial_leaves_what_it_says(taught: Path) -> None:
-    summary = json.loads((taught / "runs/first/summary.json").read_text())
-    assert len(summary["iterations"]) == 3
+    summary, soft = (json.loads((taught / f"runs/{name}/summary.json").read_text()) for name in ("first", "soft"))
+    assert len(summary["iterations"]) == len(soft["iterations"]) == 2
     start, *played, control = [found["scores"] for found in (summary["start"], *summary["iterations"], *summary["controls"])]
     assert max(played[n]["exact_match"]["value"] for n in (0, 1)) > start["exact_match"]["value"] + 0.05, "the toy learns something"
     assert control["exact_match"]["value"] > start["exact_match"]["value"] + 0.1
     assert all(scores["truncated"]["value"] < 0.1 for scores in (start, *played, control)), "replies are not cut"
-    names = ("my-first-model/model.safetensors", "to-the-hub/model/README.md", "to-the-hub/data/README.md", "runs/soft/summary.json")
+    names = ("my-first-model/model.safetensors", "to-the-hub/model/README.md", "to-the-hub/data/README.md")
     assert all((taught / name).exists() for name in names)
 
 

@@ -78,6 +78,16 @@ KILLS: dict[str, tuple[str, list[Sabotage]]] = {
     "SIGTERM in training": ("iterations/001/train", [working("iterations/001/train", 7, "terminate")]),
     "a crash in training": ("iterations/000/train", [working("iterations/000/train", 3, "crash")]),
 }
+# one of every kind of stage that is not in the last iteration: the process that goes on computes the rest of the game too; elsewhere, the
+# rest is that of the game that was never killed, and the run takes it only if its fingerprints are the same
+TO_THE_END = (
+    "sft before its first checkpoint",
+    "generation in a later shard",
+    "scoring in its first shard",
+    "training between two checkpoints",
+    "measuring, replies drawn, not scored",
+    "Ctrl-C in generation",
+)
 EXIT = {"kill": -signal.SIGKILL, "interrupt": 130, "interrupt, lost": 130, "terminate": 130, "crash": 1}
 STOPPED = dict.fromkeys(("interrupt", "interrupt, lost", "terminate"), "interrupted")
 OUTCOME = {"kill": "running or killed", **STOPPED, "crash": "RuntimeError"}
@@ -145,6 +155,8 @@ def live_through(name: str, folder: Path, played: Game) -> Story:
     attempts = [game.run(sabotage=[one]) for one in sabotages]
     kept = game.state()
     partial = [path.relative_to(game.root).as_posix().removesuffix(".partial") for path in game.root.rglob("*.partial")]
+    if name not in TO_THE_END:
+        game.copy_later_stages(played, after=stage)
     return Story(game, [*attempts, game.run()], kept, partial)
 
 
@@ -178,6 +190,7 @@ def test_killed_and_resumed_is_as_if_never_killed(place: str, stories: dict[str,
 
 def test_there_are_enough_points() -> None:
     reached = {stage.split("/")[-1] for stage, _ in KILLS.values()}
+    assert set(TO_THE_END) < set(KILLS)
     assert len(KILLS) >= 30 and {"sft", "generate", "score", "train", "measure", "evaluate"} <= reached
 
 

@@ -114,7 +114,17 @@ class nn:
     class Linear8bitLt: pass
     class Linear4bit: pass
 """
-RUN = "import sys; sys.path.insert(0, '.'); sys.argv = ['sparring', 'run', 'recipe.yaml']; from sparring.cli import main; main()"
+# In a new process, nobody has imported PEFT yet
+RUN = """
+import logging, sys
+for name in [name for name in sys.modules if name.partition(".")[0] in ("peft", "bitsandbytes")]:
+    del sys.modules[name]
+logging.getLogger("bitsandbytes").setLevel(logging.NOTSET)
+sys.path.insert(0, ".")
+sys.argv = ["sparring", "run", "recipe.yaml"]
+from sparring.cli import main
+main()
+"""
 
 
 def test_on_a_cpu_bitsandbytes_complains_to_nobody(game: Game) -> None:

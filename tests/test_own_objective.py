@@ -1,13 +1,12 @@
-"""How to add an objective, exactly as docs/contributing.md says; and everything that a function of one's own may do wrong."""
+"""An objective of one's own, exactly as docs/contributing.md says, and everything that such a function may do wrong.
+
+tests/test_adding.py adds it to the package.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -84,27 +83,6 @@ def test_another_text_of_the_file_is_another_training(own: Game, zygote: Zygote,
     path.write_text(FILE.replace("** 2", "** 4"), encoding="utf-8")
     result = zygote.run(["run", "recipe.yaml", "objective.loss=ipo.py:ipo"], path.parent)
     assert result.code == 2 and "objective.sha256" in result.err and "--restart-from iterations/000/train" in result.err, result.err
-
-
-def test_it_comes_with_the_package(tmp_path: Path) -> None:
-    """The two files of the page, in a copy of the sources."""
-    shutil.copytree(ROOT / "src/sparring", tmp_path / "src/sparring", ignore=shutil.ignore_patterns("__pycache__"))
-    objectives = tmp_path / "src/sparring/objectives"
-    (objectives / "ipo.py").write_text(f"{FILE}\n\n{CLASS}", encoding="utf-8")
-    table = (objectives / "__init__.py").read_text(encoding="utf-8")
-    known = re.search(r"^KINDS.*= \((.*)\)$", table, re.MULTILINE)[1]
-    imported = f"from sparring.objectives.ipo import Ipo\n{table.replace(known, f'{known}, Ipo')}"
-    (objectives / "__init__.py").write_text(imported, encoding="utf-8")
-    write_rows(tmp_path / "rows.jsonl", rows(12))
-    overrides = ["objective.loss=ipo", f"objective.beta={BETA}", "data.held_out=4", "sft=null", "controls=null", "iterations=1"]
-    (tmp_path / "recipe.yaml").write_text(json.dumps(TINY), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
-    command = [sys.executable, "-m", "sparring", "run", "recipe.yaml", *overrides]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert first_step(tmp_path / "run")["loss"] == pytest.approx(AT_START, rel=1e-12)
-    helped = subprocess.run([*command[:4], "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-    assert "`ipo` brings every margin" in " ".join(helped.stdout.split())
 
 
 def test_help_and_docs_say_whose_papers_were_read_in_part(zygote: Zygote, tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ kills are deterministic. Most come at events that a person could see, whatever t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import gc
 import importlib
 import itertools
 import json
+import logging
 import os
 import re
 import signal
@@ -34,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 SRC = Path(__file__).parent.parent / "src"
+MADV_COLLAPSE = 25  # of Linux; the module mmap of Python 3.11 has no name for it
 PAUSE_SECONDS = 0.005  # between two looks at a command; one that is only waited for is looked at more seldom, which leaves it the processor
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
 
@@ -203,6 +206,22 @@ class Zygote:
             return json.loads(self._process.stdout.readline())
 
 
+def use_huge_pages() -> None:
+    """Move this process's memory to huge pages where Linux can (6.1 and later): a fork then copies a small part of the page table.
+
+    It halves the CPU time of a fork and of the exit of its child, which is a fifth of that of a short command.
+    """
+    if sys.platform != "linux":
+        return
+    advise = ctypes.CDLL(None).madvise
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        mapping = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw-p \S+ \S+ 0\s*(\[heap\])?$", line)
+        if mapping is None:
+            continue
+        start, end = (int(mapping[n], 16) for n in (1, 2))
+        advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_COLLAPSE)  # what cannot be moved stays as it is
+
+
 def do_not_wait_for_the_disk() -> None:
     """Make fsync free in this process: tests kill processes and cut no power, and a tiny game would wait some 350 times."""
     os.fsync = lambda descriptor: None
@@ -218,11 +237,14 @@ def serve() -> None:
     ours = ("cli", "samples", "export", "report.tables", "game", "comparison.command", "comparison.page", "planning.shape")
     for module in (*(f"sparring.{name}" for name in ours), "scipy.stats", "datasets", "matplotlib.backends.backend_svg"):
         importlib.import_module(module)
-    # what transformers and others load on first use
-    for module in ("transformers.generation.utils", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"):
+    # what transformers and others load on first use; PEFT alone takes seconds
+    models = ("transformers.generation.utils", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama")
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # PEFT imports it; `_silence_bitsandbytes` does the same in a run
+    for module in (*models, "peft"):
         importlib.import_module(module)
     do_not_wait_for_the_disk()
     gc.freeze()  # a game collects garbage after every stage, and would go through the libraries' million objects each time
+    use_huge_pages()
     for line in sys.stdin:
         request = json.loads(line)
         if "poll" in request:
