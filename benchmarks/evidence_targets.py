@@ -130,7 +130,7 @@ DUELS |= {
     "majority, likelihood, then duels": {**ANCHORED, "after": ("majority, likelihood", 2)},
 }
 
-# The order that the search leaves open: first likelihood, then duels, compared with likelihood alone from the same player, on the rows of the test
+# The order that the search leaves open: first likelihood, then duels, compared with likelihood alone from the same player
 ORDER: dict[str, Arm] = {
     "majority, likelihood, weighed": CHOSEN["majority, likelihood, weighed"],
     "majority, likelihood, weighed, then duels": {**CHOSEN["majority, duels, weighed"], AFTER: ("majority, likelihood, weighed", 2)},
