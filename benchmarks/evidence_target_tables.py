@@ -37,7 +37,7 @@ Arms = Mapping[str, Mapping[str, Any]]  # arm -> seed -> its scores and cost
 
 def write_results(runs: Path) -> None:
     """Take what was played into evidence_targets.json. Arms and seeds that were played elsewhere stay: the rows of a seed and the order of
-    its training are the same on every machine, so that its starts differ by rounding alone."""
+    its training are the same on every machine, so that its starts differ by rounding, which training amplifies."""
     found = _results()
     for name in TARGET_SETTINGS:
         for file in sorted((runs / name).glob("seed-*.json")):
