@@ -251,7 +251,7 @@ def test_a_blank_turn_makes_no_other_prompt(tmp_path):
         (
             [("same" + " " * n + "words", "a") for n in range(1, 21)],
             {},
-            "data.held_out is 8, but 20 rows remain .*, since the other 12 rows have the prompts of held-out rows, with other white space",
+            "data.held_out is 8, but 20 rows remain .*; rows left out because a held-out prompt has the same words or tokens: 12",
         ),
         (MANY, {"held_out": 1e-9}, "data.held_out is 1e-09, but 100 rows remain .*: nothing is held out"),
         ([("", "a"), ("q", " "), ("q", "a" * 50)], {"max_reply_tokens": 9},

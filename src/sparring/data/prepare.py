@@ -242,7 +242,7 @@ def _one_side_empty(section: DataSection, counts: dict[str, int]) -> UserError:
     rows = held_out + left_out + counts["train"]
     side = "nothing is left to train on" if held_out else "nothing is held out"
     if left_out:
-        side += f", since the other {left_out} rows have the prompts of held-out rows, with other white space or with the same tokens"
+        side += f"; rows left out because a held-out prompt has the same words or tokens: {left_out}"
     what = f"data.held_out is {section.held_out_of(rows)}, but {rows} rows remain after filters and data.max_examples: {side}"
     remedy = "change data.held_out (rows of one prompt stay together), or use rows of more prompts"
     return UserError(what, where=section.named, remedy=remedy)
