@@ -143,7 +143,7 @@ def precision() -> str:
     """What a run computes in on this machine: bf16 where it has fast products of bfloat16, else fp32."""
     import torch
 
-    from sparring.policy.precision import fast_precision
+    from sparring.policy.machine import fast_precision
 
     return fast_precision("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sparring.checkers.make import held_out_checker
 from sparring.config import Recipe, at_iteration
 from sparring.data.chat import Chat
 from sparring.data.prepare import read_examples
@@ -21,7 +22,6 @@ from sparring.opponent.protocol import Prompt, Stream
 from sparring.players import Players
 from sparring.policy.compute import release_memory
 from sparring.stage_names import ITEMS, recipe_of_game
-from sparring.stages.checking import held_out_checker
 from sparring.training.fit import fit
 from sparring.training.opponent_pass import read_logps, score_duels
 from sparring.training.plan import make_plan

@@ -17,7 +17,7 @@ from rich.console import Console
 
 import sparring
 from sparring.console import set_up_logging
-from sparring.report.terminal import print_summary
+from sparring.report.run_files import print_summary
 
 
 def main(folder: Path) -> None:

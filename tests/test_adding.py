@@ -38,12 +38,17 @@ def add(block: str, folder: Path) -> None:
     file = folder / name
     before = file.read_text(encoding="utf-8") if where else ""
     value = block.splitlines()[1]
+    owner, _, wanted = where.rpartition(" ")[2].rpartition(".")  # `TABLE`, `Name` or `Class.option`
     if where.startswith("one more entry"):
-        assert before.endswith(END_OF_TABLE)
-        changed = f"{before.removesuffix(END_OF_TABLE)}\n        {value},{END_OF_TABLE}"
+        above, table, below = before.partition(f"\n{wanted} = {{")
+        entries, end, rest = below.partition(END_OF_TABLE)
+        assert table and end
+        changed = f"{above}{table}{entries}\n        {value},{end}{rest}"
     elif where.startswith("one more value"):
-        changed, count = re.subn(rf"(\b{where.split()[-1]}(?: =|:) Literal\[[^\]]*)\]", rf"\1, {value}]", before)
+        above, head, body = before.partition(f"\nclass {owner}(") if owner else ("", "", before)
+        body, count = re.subn(rf"(\b{wanted}(?: =|:) Literal\[[^\]]*)\]", rf"\1, {value}]", body)
         assert count == 1
+        changed = above + head + body
     else:
         changed = before + block
     file.write_text(changed, encoding="utf-8")

@@ -491,7 +491,7 @@ NO_SPACE = ("no space left to write", "free some space; nothing finished is lost
         ("base", "sparring.rundir:write_text", "manifest"),
         ("iterations/000/generate", "sparring.data.tables:write_table", "000/generate"),
         ("iterations/000/train", "sparring.training.checkpoint:save_file", "000/train"),
-        ("sft", "sparring.stages.sft:copy_extras", "sft"),
+        ("sft", "sparring.stages.train:copy_extras", "sft"),
         ("base", "os:fsync", ""),
         ("iterations/000/evaluate", "os:replace", r"run/metrics\.jsonl$"),
     ],

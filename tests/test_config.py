@@ -32,7 +32,7 @@ from sparring.config import (
     walk_fields,
 )
 from sparring.config.load import resolved
-from sparring.config.other_names import INSTEAD, SAME
+from sparring.config.messages import INSTEAD, SAME
 from sparring.config.yaml_dialect import MOST_DEPTH, MOST_VALUES, dump_yaml, parse_yaml
 from sparring.control import unlike_lr
 from sparring.errors import UserError
@@ -966,7 +966,7 @@ def attributes_read() -> set[str]:
     """Names read as an attribute outside sparring.config, and what a property of a section reads when the property is read."""
     files = [path for path in SOURCE.rglob("*.py") if CONFIG not in path.parents]
     read = set().union(*(attributes(ast.parse(path.read_text(encoding="utf-8"))) for path in files))
-    options = [ast.parse(path.read_text(encoding="utf-8")) for path in [*CONFIG.glob("sections/*.py"), CONFIG / "recipe.py"]]
+    options = [ast.parse(path.read_text(encoding="utf-8")) for path in [CONFIG / "sections.py", CONFIG / "recipe.py"]]
     for node in (node for tree in options for node in ast.walk(tree)):
         is_property = isinstance(node, ast.FunctionDef) and any(
             isinstance(mark, ast.Name) and mark.id == "property" for mark in node.decorator_list

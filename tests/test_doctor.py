@@ -12,7 +12,7 @@ from test_bad_input import refused
 from zygote import Result, Zygote
 
 from sparring.doctor import EXTRAS
-from sparring.policy.precision import fast_precision
+from sparring.policy.machine import fast_precision
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 TOKEN = "hf_aB3dE5gH7jK9mN1pQ3sT5vW7"
@@ -82,5 +82,5 @@ def test_an_old_python(zygote: Zygote, tmp_path: Path) -> None:
 
 
 def test_a_torch_that_cannot_be_loaded(zygote: Zygote, tmp_path: Path) -> None:
-    broken = "import sparring.policy.container\nsys.modules['torch'] = None"
+    broken = "import sparring.policy.machine\nsys.modules['torch'] = None"
     refused(examined(zygote, tmp_path, broken), "torch: cannot be loaded", "pip install --force-reinstall torch")

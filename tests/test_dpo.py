@@ -18,7 +18,7 @@ from sparring.data.preferences import PAIR_COUNTS, prepare_pairs, read_pairs
 from sparring.data.records import PromptSet
 from sparring.data.tables import read_rows
 from sparring.stage_names import stages_of_game
-from sparring.tracking.points import points, series_of
+from sparring.tracking.sending import points, series_of
 from sparring.training.plan import TrainPlan
 
 # no line break after the end of a turn, which TRL trains on and we do not

@@ -39,7 +39,7 @@ from sparring.stages.check import check
 from sparring.stages.context import RunContext
 from sparring.stages.results import measure
 from sparring.stages.run_stage import TargetReached
-from sparring.stages.sft import sft
+from sparring.stages.train import sft
 
 # as in tests/training/test_ranks.py, after more steps
 WEIGHTS = 2e-4
@@ -109,7 +109,7 @@ def assert_same_player(game: Game, inline: Game) -> None:
 
 def test_ranks_by_hand_killed_and_gone_on_with(begun: Game, inline: Game) -> None:
     # rank 0 chooses an open number format, here that of the run, for all: another machine's device may be fast at another
-    only_rank_0 = {1: [Sabotage("sparring.policy.precision:fast_precision", do="crash")]}
+    only_rank_0 = {1: [Sabotage("sparring.policy.machine:fast_precision", do="crash")]}
     for result in results(ranks(begun, SCORE, overrides={rank: ["train.precision=null"] for rank in (0, 1)}, sabotage=only_rank_0)):
         assert result.code == 0, result.err
     logps = begun.json(f"{SCORE}/done.json")

@@ -17,9 +17,8 @@ import pytest
 from conftest import Game
 from zygote import working, written
 
-from sparring.live import watch as watching
-from sparring.live.state import ProcessState, read_state
-from sparring.live.watch import LogTail, Pulse
+from sparring import live
+from sparring.live import LogTail, ProcessState, Pulse, read_state
 from sparring.locks import LOCK, Holder, hold, holder
 from sparring.progress import STALE_SECONDS
 
@@ -249,7 +248,7 @@ def test_watch_times_the_silence_of_another_machine_by_its_own_clock(copy: Game,
     (copy.root / LOCK).write_text("process 7 on elsewhere, since 2026-11-22T11:24:00+00:00")
     os.utime(copy.root / "progress.json", (1, 1))  # a clock far behind ours
     clock = 1000.0
-    monkeypatch.setattr(watching.time, "monotonic", lambda: clock)
+    monkeypatch.setattr(live.time, "monotonic", lambda: clock)
     pulse = Pulse(copy.root)
     clock += STALE_SECONDS
     assert pulse.beats()

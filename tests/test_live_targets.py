@@ -13,9 +13,9 @@ from zygote import Zygote, written
 
 from sparring.config import load_recipe
 from sparring.cost import iterations_cost
-from sparring.live.state import rates, read_state
+from sparring.live import rates, read_state
 from sparring.rundir import RunDir, read_json, write_json
-from sparring.tracking.points import Point, points, series_of
+from sparring.tracking.sending import Point, points, series_of
 
 
 @pytest.fixture

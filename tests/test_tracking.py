@@ -16,8 +16,7 @@ from zygote import ADVANCE, Sabotage, unnamed
 from sparring.config import load_recipe
 from sparring.errors import UserError
 from sparring.tracking import sending, trackers
-from sparring.tracking.points import Point, identities, points, series_of
-from sparring.tracking.sending import _Sender
+from sparring.tracking.sending import Point, _Sender, identities, points, series_of
 from sparring.tracking.trackers import Opened, flat, require_trackers
 
 # Of the game: 6 steps of SFT, 6 and 12 of the two iterations; the control trains on from the 6.

@@ -18,7 +18,7 @@ from sparring.stage_names import iteration_stage
 from sparring.stages.context import Common, RunContext
 from sparring.stages.grade import candidates_at
 from sparring.stages.results import evaluate
-from sparring.stages.sft import fit_model, sft_stage
+from sparring.stages.train import fit_model, sft_stage
 from sparring.targets import TARGETS
 from sparring.targets.select import rules_of
 from sparring.targets.window import select_window

@@ -94,7 +94,7 @@ def _problem(requirement: Requirement) -> str | None:
 
 
 def _machine() -> Iterator[Finding]:
-    from sparring.policy.container import available_memory, total_memory
+    from sparring.policy.machine import available_memory, total_memory
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("cpu", f"{cores} cores, {available_memory() / GB:.1f} of {total_memory() / GB:.1f} GB of memory free")
@@ -111,7 +111,7 @@ def _devices() -> Iterator[Finding]:
     try:
         import torch
 
-        from sparring.policy.precision import fast_precision
+        from sparring.policy.machine import fast_precision
     except (ImportError, OSError) as error:  # a library that it needs is missing
         yield Finding("torch", f"cannot be loaded: {error}", "pip install --force-reinstall torch")
         return

@@ -20,8 +20,7 @@ from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
 from sparring.stages.context import Common, RunContext, counts_text
 from sparring.stages.run_stage import Examples
-from sparring.stages.sft import fit_model
-from sparring.stages.train import score_stage
+from sparring.stages.train import fit_model, score_stage
 from sparring.training.opponent_pass import read_logps
 from sparring.training.plan import make_plan, order_seed, steps_plan
 from sparring.training.tasks import SpinTask

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.checkers.grades import Checker
+from sparring.checkers.make import held_out_checker
 from sparring.config import ControlSection, sft_settings
 from sparring.console import log
 from sparring.data.chat import Chat
@@ -21,10 +22,9 @@ from sparring.policy.batches import Branches
 from sparring.policy.player import Player
 from sparring.rundir import write_json
 from sparring.stage_names import HEADROOM, PROBE, START
-from sparring.stages.checking import held_out_checker
 from sparring.stages.context import RunContext
 from sparring.stages.run_stage import Examples, Replying, Scoring
-from sparring.stages.sft import sft_stage
+from sparring.stages.train import sft_stage
 from sparring.training.plan import make_plan
 from sparring.training.ranked import score_player
 

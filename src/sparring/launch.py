@@ -23,7 +23,7 @@ from typing import Any
 from sparring import locks
 from sparring.calls import WHERE, Address, Calls, answer_calls
 from sparring.config import LauncherSection, Recipe, to_yaml
-from sparring.config.sections.launcher import NO_DEEPSPEED
+from sparring.config.sections import NO_DEEPSPEED
 from sparring.console import is_quiet, log
 from sparring.errors import UserError, first_line
 from sparring.policy.footprint import Parallel

@@ -16,10 +16,9 @@ from sparring.errors import UserError
 from sparring.launch import QUIET, REPORTS, with_config
 from sparring.opponent.engines import with_engine
 from sparring.policy.compute import memory_error
+from sparring.policy.machine import fast_precision, with_precision
 from sparring.policy.player import Player
-from sparring.policy.precision import fast_precision, with_precision
-from sparring.policy.ranks import AgreedError, from_main, is_main, rank, require_equal
-from sparring.policy.strategies import join
+from sparring.policy.ranks import AgreedError, from_main, is_main, join, rank, require_equal
 from sparring.progress import read_progress, written_to
 from sparring.rundir import RunDir, write_json
 from sparring.selfplay import play

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,12 @@ from sparring.headroom import measure_headroom
 from sparring.launch import follow, open_calls, with_config
 from sparring.opponent.engines import with_engine
 from sparring.policy.compute import make_accelerator, memory_error
+from sparring.policy.machine import with_precision
 from sparring.policy.player import Player
-from sparring.policy.precision import with_precision
 from sparring.progress import written_to
 from sparring.report.health import log_new_symptoms
 from sparring.report.outcome import REPORT
 from sparring.report.summary import SUMMARY, publish, read_summary
-from sparring.report.update import update_report
 from sparring.rundir import RECIPE, RunDir, read_json, write_text
 from sparring.stage_names import place_in, seed_folder, stages_from
 from sparring.stages.check import check
@@ -30,9 +30,10 @@ from sparring.stages.generate import generate, nothing_to_learn, warn_of_collaps
 from sparring.stages.grade import grade, graded_vote_shares
 from sparring.stages.regrade import regrade
 from sparring.stages.results import evaluate, scores_of
-from sparring.stages.sft import sft
-from sparring.stages.train import score, train
+from sparring.stages.train import score, sft, train
 from sparring.tracking.sending import tracked
+
+UPDATE_SECONDS = 60.0  # the age of a report from which it is rendered again
 
 
 def run(recipe: Recipe, restart_from: str | None = None, command: str | None = None) -> dict[str, Any]:
@@ -173,3 +174,19 @@ def redo(recipe: Recipe, directory: RunDir, name: str) -> None:
     for stage in reversed(stages):
         if directory.remove_stage(stage):
             log.info(f"removed stage {stage}: it will be recomputed")
+
+
+def update_report(root: Path, is_over: bool) -> None:
+    """Render the report of a running game. Errors, also of the plotting library, are logged and do not end the game.
+
+    While the game runs, a page younger than a minute is kept: rendering takes seconds, which would slow short iterations down.
+    """
+    page = root / REPORT
+    try:
+        if is_over or not page.exists() or time.time() - page.stat().st_mtime >= UPDATE_SECONDS:
+            from sparring.report.run_page import write_report  # imported late: it loads Matplotlib
+
+            write_report(root)
+    except Exception as error:
+        log.warning(f"{REPORT} was not rendered ({type(error).__name__}; the traceback is in run.log): `sparring report {root}` retries")
+        log.debug("the report ended here", exc_info=True)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_prepare import chat
 
 from sparring.config import DataSection, PairsSection
-from sparring.data import text_files
+from sparring.data import row_files
 from sparring.data.conversations import load_conversations
 from sparring.data.preferences import prepare_pairs
 from sparring.data.prepare import ROW_COUNTS, data_inputs, prepare, source_fingerprint
@@ -137,7 +137,7 @@ def test_a_damaged_archive_is_a_sentence(tmp_path: Path, packing: str, content: 
 
 
 def test_a_bomb_ends_at_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_files, "MAX_DECOMPRESSED", 1000)
+    monkeypatch.setattr(row_files, "MAX_DECOMPRESSED", 1000)
     for packing, pack in ((".gz", gzip.compress), (".zst", zst)):
         refused(write(tmp_path / f"rows.jsonl{packing}", pack(b" " * 10**6)), "holds more than 1,000 bytes when it is decompressed")
 

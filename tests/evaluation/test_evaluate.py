@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from sparring.checkers.grades import Checker, Grade, GradingRequest
+from sparring.checkers.make import held_out_checker
 from sparring.config import Recipe, load_recipe
 from sparring.data.records import Conversation, Example, Reply
 from sparring.data.tables import read_rows
@@ -24,7 +25,6 @@ from sparring.evaluation.measure import Measured
 from sparring.evaluation.metrics import auc_score, wilson_interval
 from sparring.stage_names import ITEMS, SAMPLES, SCORES
 from sparring.stages.check import check_answers
-from sparring.stages.checking import held_out_checker
 
 END = 0
 

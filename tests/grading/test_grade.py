@@ -18,8 +18,7 @@ from zygote import Result, Zygote
 
 from sparring.checkers.grades import Grade
 from sparring.data.records import Conversation, Example
-from sparring.grading.batches import ReplyBatch, StoredReply
-from sparring.grading.grade import EXAMPLES, GradingOutcome, agreement, examples_of, failures_of, print_grades
+from sparring.grading.grade import EXAMPLES, GradingOutcome, ReplyBatch, StoredReply, agreement, examples_of, failures_of, print_grades
 from sparring.targets.select import HUMAN
 
 GRADED = {

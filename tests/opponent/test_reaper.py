@@ -12,13 +12,13 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from sparring.opponent.reaper import MARK, Reaper
+from sparring.opponent.vllm_engine import MARK, Reaper
 
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(300)"]
 # one that starts another in a session of its own, as vLLM's engine does with its workers; and a third that is not marked
 PARENT = f"""
 import subprocess, sys, time
-from sparring.opponent.reaper import Reaper
+from sparring.opponent.vllm_engine import Reaper
 sleep = {SLEEP}
 reaper = Reaper()
 with reaper.marking():

@@ -199,7 +199,7 @@ def test_a_slow_number_format_is_warned_of_once(monkeypatch: pytest.MonkeyPatch,
     cpu = Hardware("cpu", "cpu", 1e11, 1e10, 0.1 * GB, "by hand")
     for name, found in (("find_hardware", cpu), ("find_shape", llama()), ("find_lengths", LENGTHS)):
         monkeypatch.setattr(f"sparring.planning.command.{name}", lambda *_, found=found: found)
-    monkeypatch.setattr("sparring.policy.precision.fast_precision", lambda kind: "fp32")
+    monkeypatch.setattr("sparring.policy.machine.fast_precision", lambda kind: "fp32")
     found = plan_of(recipe_of())
     assert not found.fits and len(verdict(found)) == 3
     assert caplog.text.count("train.precision: bf16 is slow on this CPU") == 1

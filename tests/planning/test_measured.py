@@ -18,7 +18,7 @@ from sparring.planning.hardware import GB, Hardware
 from sparring.planning.lengths import Lengths
 from sparring.planning.memory import Memory
 from sparring.planning.shape import measure
-from sparring.policy.precision import fast_precision
+from sparring.policy.machine import fast_precision
 from sparring.policy.tiny import make_tiny
 
 pytestmark = pytest.mark.long

@@ -17,7 +17,7 @@ from zoo import COMMON
 
 from sparring.policy.compute import KERNEL_CACHES, free_memory, in_float32, layer_sizes, make_accelerator, token_budget
 from sparring.policy.footprint import Parallel
-from sparring.policy.precision import fast_precision
+from sparring.policy.machine import fast_precision
 
 pytestmark = pytest.mark.long
 

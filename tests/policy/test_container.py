@@ -9,26 +9,26 @@ import pytest
 import torch
 
 from sparring.planning import hardware
-from sparring.policy import container
+from sparring.policy import machine
 from sparring.policy.compute import free_memory
 
 GB = 10**9
 
 
 def group(folder: Path, version: int, limit: object, used: int, dropped: int) -> None:
-    limit_file, use_file, name = container.NAMES[version]
+    limit_file, use_file, name = machine.NAMES[version]
     folder.mkdir(parents=True, exist_ok=True)
-    for file, value in {limit_file: limit, use_file: used, container.STATISTICS: f"anon 5\n{name} {dropped}\nfile 7"}.items():
+    for file, value in {limit_file: limit, use_file: used, machine.STATISTICS: f"anon 5\n{name} {dropped}\nfile 7"}.items():
         (folder / file).write_text(f"{value}\n")
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root without limits, on a machine of a terabyte."""
-    monkeypatch.setattr(container, "ROOT", tmp_path / "cgroup")
-    monkeypatch.setattr(container, "OWN", tmp_path / "own")
-    machine = psutil.virtual_memory()._replace(total=1000 * GB, available=900 * GB)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
+    monkeypatch.setattr(machine, "ROOT", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "OWN", tmp_path / "own")
+    host = psutil.virtual_memory()._replace(total=1000 * GB, available=900 * GB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: host)
     return tmp_path
 
 
@@ -36,7 +36,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_container_sees_its_own_limit(tree: Path, version: int, own: str) -> None:
     (tree / "own").write_text(own)
     group(tree / "cgroup" / ("memory" if version == 1 else ""), version, 4 * GB, used=3 * GB, dropped=2 * GB)
-    assert container.total_memory() == 4 * GB and container.available_memory() == 3 * GB
+    assert machine.total_memory() == 4 * GB and machine.available_memory() == 3 * GB
     assert free_memory(torch.device("cpu")) == 3 * GB
 
 
@@ -46,21 +46,21 @@ def test_the_tightest_of_nested_groups_counts(tree: Path) -> None:
     group(tree / "cgroup/slice", 2, 64 * GB, used=60 * GB, dropped=0)
     group(tree / "cgroup/slice/job", 2, 16 * GB, used=1 * GB, dropped=0)
     group(tree / "cgroup/slice/job/step", 2, "max", used=1 * GB, dropped=0)
-    assert container.total_memory() == 16 * GB and container.available_memory() == 4 * GB
+    assert machine.total_memory() == 16 * GB and machine.available_memory() == 4 * GB
 
 
 def test_without_limits_it_is_the_machines(tree: Path) -> None:
-    assert container.total_memory() == 1000 * GB, "no control groups at all"
+    assert machine.total_memory() == 1000 * GB, "no control groups at all"
     (tree / "own").write_text("0::/\nnonsense\n")
-    assert container.available_memory() == 900 * GB
+    assert machine.available_memory() == 900 * GB
     group(tree / "cgroup", 1, 9223372036854771712, used=GB, dropped=0)
-    assert container.total_memory() == 1000 * GB
+    assert machine.total_memory() == 1000 * GB
 
 
 def test_a_full_container_has_nothing_free(tree: Path) -> None:
     (tree / "own").write_text("0::/\n")
     group(tree / "cgroup", 2, GB, used=GB + 1, dropped=0)
-    assert container.available_memory() == 0
+    assert machine.available_memory() == 0
 
 
 def test_a_plan_is_made_for_the_container(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

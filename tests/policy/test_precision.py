@@ -11,11 +11,11 @@ import torch
 from torch.utils.benchmark import Timer
 
 from sparring.config import Recipe, load_recipe
+from sparring.policy.machine import fast_precision, with_precision
 from sparring.policy.player import Player
-from sparring.policy.precision import fast_precision, with_precision
 from sparring.rundir import RunDir
 from sparring.stages.run_stage import Examples, Scoring, StageWork, fingerprint
-from sparring.stages.sft import _sft
+from sparring.stages.train import _sft
 
 
 def recipe(tmp_path: Path, **more: Any) -> Recipe:

@@ -28,8 +28,8 @@ from sparring.report.health import PAPER, differences_from_paper, signs, warning
 from sparring.report.outcome import REPORT, gain
 from sparring.report.run_files import read_run, showcase_of
 from sparring.report.run_page import report_page, write_report
-from sparring.report.update import update_report
 from sparring.rundir import write_json
+from sparring.selfplay import update_report
 
 pytestmark = pytest.mark.long
 

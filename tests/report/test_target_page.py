@@ -15,13 +15,12 @@ from test_page import Tags
 from sparring.config import Recipe, load_recipe
 from sparring.data.tables import read_rows, write_table
 from sparring.report.health import differences_from_paper, signs
-from sparring.report.rule import checker_name, rule_of
 from sparring.report.run_files import read_run
-from sparring.report.run_page import report_page
-from sparring.report.target_page import LOST, WON, shown_prompts
+from sparring.report.run_page import LOST, WON, report_page, shown_prompts
 from sparring.report.untrusted import visible
 from sparring.rundir import read_json, write_json
 from sparring.targets import majority, verified
+from sparring.targets.builtin import checker_name, rule_of
 
 
 @pytest.fixture(scope="module")

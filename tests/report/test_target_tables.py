@@ -9,8 +9,8 @@ import pytest
 from conftest import Game
 from rich.console import Console
 
+from sparring.report.run_files import print_summary
 from sparring.report.tables import score_tables, target_tables
-from sparring.report.terminal import print_summary
 
 OUTCOMES = ("decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged")
 

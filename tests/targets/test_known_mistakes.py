@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 from made import ids_of, texts
 
-from sparring.checkers.make import CheckerSettings, make_checker
+from sparring.checkers.make import CheckerSettings, asked_of, make_checker
 from sparring.data.records import Conversation, Example, Reply
 from sparring.data.tables import read_rows
-from sparring.stages.checking import asked_of
 from sparring.stages.grade import grade_all
 from sparring.targets import TARGETS, Candidates, Rules, Selection, majority, verified
 from sparring.targets.select import candidates_of

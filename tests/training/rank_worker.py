@@ -20,8 +20,7 @@ from sparring.policy import score
 from sparring.policy.batches import branches_of
 from sparring.policy.compute import make_accelerator
 from sparring.policy.load import load_model
-from sparring.policy.ranks import from_main, gathered, is_main, rank, rank_count
-from sparring.policy.strategies import is_sharded, join
+from sparring.policy.ranks import from_main, gathered, is_main, is_sharded, join, rank, rank_count
 from sparring.training import masters
 from sparring.training.opponent_pass import read_logps, score_duels
 from sparring.training.ranked import score_player

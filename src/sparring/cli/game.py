@@ -37,7 +37,7 @@ def run(
         set_up_logging(quiet)
         checked = load_recipe(recipe, overrides or [])
         from sparring.game import run as play
-        from sparring.report.terminal import print_summary
+        from sparring.report.run_files import print_summary
 
         gc.freeze()  # garbage is collected after every stage: leave out the libraries' million objects
         summary = play(checked, restart_from=restart_from, command=again)

@@ -35,8 +35,7 @@ def sample(
 def status(run: RunFolder) -> None:
     """The state of a run in one screen: the process that runs it, the stage, the newest numbers, the scores so far, how to resume it."""
     with outcome():
-        from sparring.live.state import read_state
-        from sparring.live.status import print_status
+        from sparring.live import print_status, read_state
 
         print_status(read_state(run), stdout())
 
@@ -44,7 +43,7 @@ def status(run: RunFolder) -> None:
 def watch(run: RunFolder) -> None:
     """Follow a running run from another terminal or machine until it ends. Exit code 0: the game is finished; 1: it stopped before."""
     with outcome():
-        from sparring.live.watch import watch as follow
+        from sparring.live import watch as follow
 
         try:
             is_finished = follow(run, stdout())

@@ -1,9 +1,8 @@
 """The recipe: every option, typed, frozen, documented here and checked before anything loads.
 
-engines.py       what every sampling engine needs and refuses
-targets.py       the rules that decide which replies win
+specs.py         what every sampling engine needs and refuses; the rules that decide which replies win
 option_types.py  the types of the options, and the base class of the sections
-sections/        the options themselves, section by section, and the rules within each
+sections.py      the options themselves, section by section, and the rules within each
 recipe.py        the Recipe: all sections, and the rules between them
 yaml_dialect.py  YAML as a recipe understands it
 messages.py      error messages for a recipe
@@ -11,7 +10,6 @@ load.py          reading and writing a recipe, and `section.key=value` on the co
 reference.py     the options in plain words, and the page docs/recipe.md, which `python -m sparring.config` prints
 """
 
-from sparring.config.engines import ENGINES, EngineSpec
 from sparring.config.load import (
     builtin_recipes,
     control_batch_size,
@@ -28,11 +26,30 @@ from sparring.config.load import (
 from sparring.config.option_types import Column, MetricName, Section, ShapeName, at_iteration
 from sparring.config.recipe import ModelSection, Recipe, TrackSection
 from sparring.config.reference import in_words, recipe_reference, section_of, walk_fields
-from sparring.config.sections.controls import CONTROL_TITLES, ControlSection
-from sparring.config.sections.data import DataSection, PairsSection, PromptsSection
-from sparring.config.sections.evaluate import BenchmarksSection, EvaluateSection, StopSection
-from sparring.config.sections.launcher import LauncherSection
-from sparring.config.sections.objective import ObjectiveSection, defaults_with_grades
-from sparring.config.sections.sampling import RaySection, SamplerSettings, SamplingSection, ServerSection, VllmSection, unused_sections
-from sparring.config.sections.target import TargetSection
-from sparring.config.sections.train import LoraSection, OptimSection, Precision, SftSection, TrainSection, require_shardable
+from sparring.config.sections import (
+    CONTROL_TITLES,
+    BenchmarksSection,
+    ControlSection,
+    DataSection,
+    EvaluateSection,
+    LauncherSection,
+    LoraSection,
+    ObjectiveSection,
+    OptimSection,
+    PairsSection,
+    Precision,
+    PromptsSection,
+    RaySection,
+    SamplerSettings,
+    SamplingSection,
+    ServerSection,
+    SftSection,
+    StopSection,
+    TargetSection,
+    TrainSection,
+    VllmSection,
+    defaults_with_grades,
+    require_shardable,
+    unused_sections,
+)
+from sparring.config.specs import ENGINES, EngineSpec

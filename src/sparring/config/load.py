@@ -14,9 +14,7 @@ from sparring.config.messages import as_user_error, override_path, shown_overrid
 from sparring.config.option_types import Section, at_iteration
 from sparring.config.recipe import Recipe, in_full
 from sparring.config.reference import show
-from sparring.config.sections.controls import ControlSection
-from sparring.config.sections.launcher import OF_DEEPSPEED
-from sparring.config.sections.train import OptimSection, SftSection
+from sparring.config.sections import OF_DEEPSPEED, ControlSection, OptimSection, SftSection
 from sparring.config.yaml_dialect import dump_yaml, parse_scalar, parse_yaml
 from sparring.errors import UserError, nearest, suggestion
 from sparring.files import MOST_TEXT_BYTES, require_plain, require_regular

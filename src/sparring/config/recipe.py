@@ -9,17 +9,23 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from sparring.config.engines import ENGINES, ON_GPU
 from sparring.config.option_types import FrozenDict, Iterations, PathText, Section, Seed, SeedList, TemplateKwargs, Text, Texts, Trackers
-from sparring.config.sections.controls import ControlSection
-from sparring.config.sections.data import DataSection
-from sparring.config.sections.evaluate import EvaluateSection, StopSection
-from sparring.config.sections.launcher import LauncherSection
-from sparring.config.sections.objective import ObjectiveSection, defaults_with_grades
-from sparring.config.sections.sampling import SamplerSettings, SamplingSection
-from sparring.config.sections.target import TargetSection
-from sparring.config.sections.train import OptimSection, SftSection, TrainSection
-from sparring.config.targets import HUMAN_TARGET
+from sparring.config.sections import (
+    ControlSection,
+    DataSection,
+    EvaluateSection,
+    LauncherSection,
+    ObjectiveSection,
+    OptimSection,
+    SamplerSettings,
+    SamplingSection,
+    SftSection,
+    StopSection,
+    TargetSection,
+    TrainSection,
+    defaults_with_grades,
+)
+from sparring.config.specs import ENGINES, HUMAN_TARGET, ON_GPU
 from sparring.own_code import is_own_code
 
 Checked = TypeVar("Checked", bound=Section)

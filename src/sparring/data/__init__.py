@@ -1,6 +1,6 @@
 """From SFT rows to token ids: sources -> conversations -> chat -> prepare, as the records of `sparring.data.records`.
 
-sources.py        the sources of rows: text_files.py, arrow.py and tasks.py
+sources.py        the sources of rows: row_files.py and tasks.py
 conversations.py  a row as turns and a reply, or as a prompt, by the columns that shapes.py knows; equal rows, and which are taken
 turns.py          a row's columns by their standard names, a turn and its keys
 preferences.py    a row as a labelled pair

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sparring.config import PairsSection
-from sparring.data.arrow import read_hub, read_parquet
+from sparring.data.row_files import UNPACKERS, read_csv, read_hub, read_json, read_jsonl, read_parquet
 from sparring.data.shapes import BadRows, Source, Table, joined, table_of
-from sparring.data.text_files import UNPACKERS, read_csv, read_json, read_jsonl
 from sparring.errors import UserError, nearest, suggestion
 from sparring.files import require_regular
 

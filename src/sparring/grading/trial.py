@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sparring.checkers.grades import MOST_FAILURES, Checker, Grade, GradingRequest, ask
-from sparring.checkers.make import CheckerSettings, make_checker
+from sparring.checkers.make import CheckerSettings, checker_settings, make_checker
 from sparring.checkers.probe import FALSE_POSITIVES, ProbeReport, Tried, probe, share_of_wrong_winners
 from sparring.config import DataSection, PromptsSection, Recipe, builtin_recipes, load_recipe, section_from_options
 from sparring.console import printable
@@ -24,7 +24,6 @@ from sparring.errors import UserError
 from sparring.evaluation.metrics import wilson_interval
 from sparring.rundir import RECIPE, RunDir
 from sparring.stage_names import recipe_of_game
-from sparring.stages.checking import checker_settings
 
 CHECKER, PATTERN, ANSWER = "CHECKER", "--pattern", "--answer"
 RIGHT, WRONG, SPRAYED = "human reply", "human reply of another row", ("sprayed", "sprayed, reversed")

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sparring.config import Recipe, SamplerSettings, SamplingSection
-from sparring.config.engines import DEFAULT, ENGINES, ON_GPU
+from sparring.config.specs import DEFAULT, ENGINES, ON_GPU
 from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.records import Message, Reply
@@ -25,9 +25,8 @@ from sparring.opponent.protocol import Engine, Prompt, Stream
 from sparring.policy.batches import assign_to_ranks
 from sparring.policy.compute import free_memory, make_accelerator, model_on, release_memory
 from sparring.policy.load import DTYPES, load_model, model_shape
-from sparring.policy.ranks import from_main, gathered, rank, rank_count
+from sparring.policy.ranks import accelerator_of_rank, from_main, gathered, rank, rank_count, rank_names_hidden
 from sparring.policy.score import Scorer
-from sparring.policy.strategies import accelerator_of_rank, rank_names_hidden
 from sparring.rundir import RunDir
 from sparring.stage_names import START
 

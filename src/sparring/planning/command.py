@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparring.config import Recipe, load_recipe, require_shardable
-from sparring.config.engines import DEFAULT, ON_GPU
+from sparring.config.specs import DEFAULT, ON_GPU
 from sparring.errors import UserError
 from sparring.launch import with_config
 from sparring.planning.estimate import Plan, StagePlan, contest_branches, estimate, with_format

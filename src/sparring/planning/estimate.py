@@ -13,7 +13,7 @@ from sparring.planning.memory import Memory
 from sparring.planning.shape import Shape
 from sparring.planning.work import SCORING, TRAINING, Work, sampling_work, seconds, shares_of_sampling, training_forward_passes, tree_work
 from sparring.policy.footprint import MASTER_BYTES, NUMBER_BYTES, OPTIMIZER_BYTES, Parallel, gathered_at_once, held_at_most, tokens_at_once
-from sparring.policy.precision import with_precision
+from sparring.policy.machine import with_precision
 from sparring.stage_names import PROBE, START, is_used, iteration_name, iteration_stage
 
 

@@ -15,9 +15,8 @@ from functools import lru_cache
 from sparring.config import Precision, Recipe
 from sparring.errors import UserError, nearest
 from sparring.launch import with_config
-from sparring.policy.container import total_memory
 from sparring.policy.footprint import Parallel
-from sparring.policy.precision import fast_precision
+from sparring.policy.machine import fast_precision, total_memory
 
 GB = 1e9
 

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 
 from sparring.console import log
 from sparring.errors import UserError
-from sparring.policy import strategies
-from sparring.policy.container import available_memory
 from sparring.policy.footprint import NUMBER_BYTES, Parallel, gathered_at_once, held_at_most, tokens_at_once
+from sparring.policy.machine import available_memory
 from sparring.policy.packed import is_out_of_memory
+from sparring.policy.ranks import accelerator_of_rank
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -59,7 +59,7 @@ def make_accelerator() -> Accelerator:
     # cuDNN's attention builds a plan for every new number of rows and keys (0.44 s on a B200: FunASR #3704); packed sampling has one at
     # every token. On a B200 its values are wrong for models with few key heads (pytorch #193893). Not measured here: no GPU has run this.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    if (joined := strategies.accelerator_of_rank()) is not None:
+    if (joined := accelerator_of_rank()) is not None:
         return joined
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != "no":
         AcceleratorState._reset_state()

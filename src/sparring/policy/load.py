@@ -23,7 +23,7 @@ from sparring.errors import UserError, is_installed
 from sparring.policy import adapters
 from sparring.policy.compute import keep_soft_caps
 from sparring.policy.folder import CONFIG, GENERATION, check_files, check_folder, from_hub, read_headers, read_object, reading
-from sparring.policy.strategies import load_unsharded
+from sparring.policy.ranks import load_unsharded
 from sparring.policy.tiny import make_tiny
 from sparring.rundir import digest, file_hash, write_json
 

@@ -23,8 +23,7 @@ from sparring.policy.footprint import HEAD_CHUNK, MOST_TOKENS
 from sparring.policy.fused import fuse
 from sparring.policy.head import chunked_logps, logits_of, logps_of
 from sparring.policy.packed import FOREIGN_ERRORS, checkpoint_contexts, is_out_of_memory, kind_of, packed, use_packed_attention
-from sparring.policy.ranks import AgreedError, from_main, gathered, rank, rank_count
-from sparring.policy.strategies import is_sharded
+from sparring.policy.ranks import AgreedError, from_main, gathered, is_sharded, rank, rank_count
 
 # Tolerance of one token's log-prob, relative above 1 nat: rounding is below 1e-4, and any wrong mask far above
 TOKEN_TOLERANCE = 1e-3

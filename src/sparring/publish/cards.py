@@ -13,10 +13,10 @@ from sparring.publish.names import Licence, is_hub_id, licence_of, public
 from sparring.publish.pairs import splits
 from sparring.report.health import signs, warnings
 from sparring.report.outcome import verdict
-from sparring.report.rule import checker_name, rule_of
 from sparring.report.tables import entries_of, score_text, template_and_items
 from sparring.report.untrusted import LONGEST_TEXT, code_span, one_line, visible, words
 from sparring.stage_names import START, start_title, title_of_player
+from sparring.targets.builtin import checker_name, rule_of
 
 TAGS = ["spin", "self-play", "sparring"]
 METHOD = "self-play (SPIN, [arXiv 2401.01335](https://arxiv.org/abs/2401.01335))"

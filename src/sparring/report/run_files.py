@@ -1,4 +1,5 @@
-"""The files of a run directory that its report needs."""
+"""The files of a run directory that its report needs, and the results of a run in the terminal: tables, warnings, the verdict, and next
+commands."""
 
 from __future__ import annotations
 
@@ -9,13 +10,27 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from sparring.config import Recipe
+from sparring.config import Recipe, recipe_of_run
+from sparring.console import printable
 from sparring.data.tables import read_rows
 from sparring.errors import UserError, first_line
-from sparring.report.outcome import Samples, ranking
+from sparring.report.health import signs, warnings
+from sparring.report.outcome import Samples, next_steps, ranking, verdict_lines
 from sparring.report.summary import OF_SUMMARY, SUMMARY, facts_of
-from sparring.report.tables import TableRow, rows_of
+from sparring.report.tables import (
+    TableRow,
+    print_benchmarks,
+    print_headroom,
+    print_replies,
+    print_table,
+    rows_of,
+    score_tables,
+    target_tables,
+)
 from sparring.rundir import DONE, MANIFEST, read_json, read_object
 from sparring.stage_names import METRICS, SAMPLES, SHOWCASE, START, iteration_of, recipe_of_game
 
@@ -133,3 +148,26 @@ def showcase_of(players: Sequence[ReportPlayer]) -> list[tuple[str, dict[str, st
         for entry in entries:
             replies.setdefault(entry["prompt"], {})[name] = entry["reply"]
     return list(replies.items())
+
+
+def print_summary(summary: Mapping[str, Any], root: Path, console: Console) -> None:
+    """Print the tables of quality, duels and replies, the showcase replies of every model, the warnings, the verdict and next steps."""
+    rows = list(rows_of(summary))
+    shown = showcase_of([read_player(root, row) for row in rows])  # a missing file is reported before anything is printed
+    for found in score_tables(summary):
+        print_table(found, console)
+    if "headroom" in summary:
+        print_headroom(summary["headroom"], console)
+    for found in target_tables(summary):
+        print_table(found, console)
+    print_benchmarks(rows, facts_of(root, f"{START}/benchmarks"), console)
+    for prompt, replies in shown:
+        print_replies(prompt, replies, console)
+    for line in warnings(signs(summary, recipe_of_run(root))):
+        console.print(Text(f"Warning: {printable(line)}", style="yellow"))
+    for line in verdict_lines(summary, str(root)):
+        console.print(Text(printable(line)))
+    steps = Table.grid(padding=(0, 2))
+    for name, value in next_steps(root, summary):
+        steps.add_row(Text(name), Text(printable(value), overflow="fold"))
+    console.print(steps)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from sparring.checkers.grades import Checker, ask, has_answer, require_few_failures
-from sparring.checkers.make import TRIED
+from sparring.checkers.make import TRIED, held_out_checker
 from sparring.config import ENGINES, Recipe, defaults_with_grades, require_shardable, unused_sections
 from sparring.console import log
 from sparring.data.chat import load_template
@@ -19,7 +19,6 @@ from sparring.opponent.engines import require_engine
 from sparring.own_code import is_own_code
 from sparring.policy.adapters import new_adapter
 from sparring.policy.load import load_config, model_facts, model_shape
-from sparring.stages.checking import held_out_checker
 from sparring.stages.context import RunContext
 from sparring.stages.results import showcase_turns
 from sparring.training.masters import require_trainable

@@ -18,8 +18,7 @@ from sparring.policy.compute import free_memory, make_accelerator, token_budget
 from sparring.policy.footprint import Parallel
 from sparring.policy.load import ModelSource, find_model, load_chat, model_shape
 from sparring.policy.player import Player
-from sparring.policy.ranks import from_main, rank_count
-from sparring.policy.strategies import accelerator_of_rank, is_sharded
+from sparring.policy.ranks import accelerator_of_rank, from_main, is_sharded, rank_count
 from sparring.rundir import StageRecord, read_object, replace_link, write_json
 from sparring.stage_names import START, title_of
 from sparring.stages.run_stage import Examples, PromptRows, Replying, StageRunner

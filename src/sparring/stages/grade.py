@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from sparring.checkers.grades import Checker, Grade, GradingRequest, require_few_failures
+from sparring.checkers.make import asked_of, open_checker
 from sparring.checkers.probe import FALSE_POSITIVES, share_of_wrong_winners
 from sparring.console import log
 from sparring.data.records import Reply
@@ -20,7 +21,6 @@ from sparring.opponent.replies import read_replies
 from sparring.progress import progress
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_of, iteration_stage
-from sparring.stages.checking import asked_of, open_checker
 from sparring.stages.context import Common, RunContext, counts_text
 from sparring.stages.run_stage import PromptRows, StageWork
 from sparring.targets import Candidates

@@ -6,11 +6,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from sparring.checkers.make import open_checker
 from sparring.console import log
 from sparring.progress import at_stage
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
-from sparring.stages.checking import open_checker
 from sparring.stages.context import RunContext
 from sparring.stages.generate import window_at
 from sparring.stages.grade import grading

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sparring.checkers.make import held_out_checker
 from sparring.config import BenchmarksSection
 from sparring.data.chat import Chat
 from sparring.data.records import Example, Message
@@ -20,7 +21,6 @@ from sparring.policy.compute import COMPUTE_DTYPES
 from sparring.policy.player import Player
 from sparring.rundir import StageRecord, read_object, write_json
 from sparring.stage_names import ITEMS, SAMPLES, SCORES, SHOWCASE
-from sparring.stages.checking import held_out_checker
 from sparring.stages.context import Common, RunContext
 from sparring.stages.run_stage import Examples, Replying, Scoring
 from sparring.training.ranked import score_player

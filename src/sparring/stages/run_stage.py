@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 from sparring.calls import Calls
 from sparring.checkers.grades import Checker
 from sparring.config import BenchmarksSection, DataSection, OptimSection, PairsSection, Recipe, SamplerSettings, Section
-from sparring.config.sections.sampling import ENGINE_SECTIONS
+from sparring.config.sections import ENGINE_SECTIONS
 from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.prepare import chat_fingerprint, data_inputs, rows_inputs

@@ -5,13 +5,13 @@ select.py   input and output of a target, and what all targets share: distinct r
 builtin.py  the targets human, verified and majority
 window.py   the duels that an iteration trains on
 
-To add a target, add a module with a function of the type `Target` and its entry in config/targets.py.
+To add a target, add a module with a function of the type `Target` and its entry in config/specs.py.
 """
 
 import importlib
 from collections.abc import Mapping
 
-from sparring.config.targets import TARGET_SPECS, TargetSpec
+from sparring.config.specs import TARGET_SPECS, TargetSpec
 from sparring.targets.builtin import human, majority, verified
 from sparring.targets.select import Candidate, Candidates, Rules, Selection, Target
 

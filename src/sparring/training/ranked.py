@@ -29,12 +29,11 @@ from transformers import PreTrainedModel
 
 from sparring.config import OptimSection, require_shardable
 from sparring.console import log
-from sparring.policy import strategies
 from sparring.policy.adapters import is_adapter
 from sparring.policy.batches import Branches
 from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator, model_on
 from sparring.policy.load import load_model
-from sparring.policy.ranks import is_main, rank_count, sum_over_ranks
+from sparring.policy.ranks import is_main, is_sharded, rank_count, sum_over_ranks
 from sparring.policy.score import Scorer, score_trees
 from sparring.training.checkpoint import flat_state, read_optimizer, restore_optimizer
 from sparring.training.masters import AdapterWeights, TrainableWeights, make_optimizer, trainable_weights
@@ -193,7 +192,7 @@ class FrozenWeights:
         adapters are trained; None adds no adapter."""
         is_bare = seed is None and not is_adapter(folder)
         self.settings = settings.model_copy(update={"lora": None}) if is_bare else settings
-        self.needs_all_ranks, accelerator = strategies.is_sharded(), make_accelerator()
+        self.needs_all_ranks, accelerator = is_sharded(), make_accelerator()
         if self.needs_all_ranks:
             require_shardable(settings, "train")
         self.scorer = Scorer(self._load(folder, accelerator.device, seed or 0, settings.four_bit))
@@ -227,7 +226,7 @@ def score_player(folder: Path, batches: Sequence[Sequence[Branches]], settings: 
 
 def ranked_weights(folder: Path, settings: OptimSection, seed: int) -> Replicas:
     """The model in `folder`, ready to be trained under this process's strategy. A new adapter is initialised from `seed`."""
-    kind = Fsdp2Shards if strategies.is_sharded() else Replicas
+    kind = Fsdp2Shards if is_sharded() else Replicas
     if rank_count() > 1 and is_main():
         log.info(f"{rank_count()} ranks, {kind.__name__}: {PRECISION[settings.number_format]}")
     return kind(folder, settings, seed)
