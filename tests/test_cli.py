@@ -210,7 +210,7 @@ def test_a_fault_says_where_its_traceback_is(game: Game) -> None:
     logged = game.run(sabotage=[crash])
     assert logged.code == 1 and "fault: RuntimeError: a crash made by a test" in logged.err and "Traceback" not in logged.err
     assert "the traceback is in run.log" in logged.err and "Traceback" in (game.root / "run.log").read_text()
-    for function in ("sparring.rundir:RunDir.lock", "sparring.report.summary:print_summary"):  # before the log is open, and after
+    for function in ("sparring.rundir:RunDir.lock", "sparring.report.run_files:print_summary"):  # before the log is open, and after
         result = game.run(sabotage=[Sabotage(function, do="crash")])
         assert result.code == 1 and "Traceback" in result.err and "the traceback is above" in result.err, function
 

@@ -261,7 +261,7 @@ def test_readers_during_a_run(game: Game, played: Game) -> None:
 # ---------------------------------------------------------------------------------------------- kills in odd moments
 
 
-@pytest.mark.parametrize("function", ["sparring.report.run_page:render_page", "sparring.report.summary:read_run"])
+@pytest.mark.parametrize("function", ["sparring.report.run_page:render_page", "sparring.report.run_files:read_run"])
 def test_killed_while_the_report_is_drawn(function: str, game: Game) -> None:
     game.write(iterations=1, controls=None, sft=None, report=True)
     assert game.run(sabotage=[Sabotage(function)]).code == -9
