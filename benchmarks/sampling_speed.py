@@ -92,15 +92,15 @@ def child(who: str, options: dict[str, str]) -> None:
     print(json.dumps({"seconds": seconds, "tokens": sum(lengths), "cut": sum(length == limit for length in lengths)}))
 
 
-def run(who: str, options: dict[str, str]) -> float:
-    """Tokens per second of one process."""
+def run(who: str, options: dict[str, str]) -> tuple[float, float]:
+    """Tokens per second of one process, and tokens per reply."""
     python = options["vllm"] if who == "vllm" else sys.executable
     command = [python, __file__, "child", who, *(f"{key}={value}" for key, value in options.items())]
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     one = json.loads(next(line for line in said if line.startswith('{"seconds"')))  # vLLM says more, before and after
     rate = one["tokens"] / one["seconds"]
     print(f"{who:8} {one['tokens']} tokens, {one['cut']} replies cut, {one['seconds']:.1f} s, {rate:.0f} tokens/s", flush=True)
-    return rate
+    return rate, one["tokens"] / int(options["prompts"])
 
 
 def main(data: Path, options: dict[str, str]) -> None:
@@ -111,12 +111,15 @@ def main(data: Path, options: dict[str, str]) -> None:
     stops = sorted(Chat(load_tokenizer(MODEL), None, model_facts(MODEL)[1]).stop_ids)
     (WORK / "prompts.json").write_text(json.dumps({"ids": question_ids(data, int(options["prompts"])), "stops": stops}))
     rates: dict[str, list[float]] = {"packed": [], "generate": [], **({"vllm": []} if options["vllm"] else {})}
+    lengths: dict[str, list[float]] = {who: [] for who in rates}
     for _ in range(int(options["runs"])):
-        for who, found in rates.items():
-            found.append(run(who, options))
+        for who in rates:
+            rate, length = run(who, options)
+            rates[who].append(rate)
+            lengths[who].append(length)
         middle = {who: statistics.median(found) for who, found in rates.items()}
         ratios = {who: middle["packed"] / rate for who, rate in middle.items() if who != "packed"}
-        save("sampling_speed", {"options": options, "tokens_per_second": rates, "times_faster_than": ratios})
+        save("sampling_speed", {"options": options, "tokens_per_second": rates, "tokens_per_reply": lengths, "times_faster_than": ratios})
     print_origin()
     print("\n".join(table(rates)))
     print("packed is " + ", ".join(f"{ratio:.2f} times as fast as {who}" for who, ratio in ratios.items()))
