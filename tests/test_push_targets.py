@@ -177,6 +177,31 @@ def test_the_card_names_the_prompts_that_the_player_learned_from(player: str, ch
     assert ModelCard(text).data.datasets == (["me/rows", "me/prompts"] if learned else ["me/rows"])
 
 
+@pytest.mark.parametrize(
+    ("player", "begins", "made"),
+    [
+        ("1", "Fine-tuned by sparring in a self-play game with a majority target", "started from `builtin:tiny`, trained on `me/rows` and"),
+        ("start", "The model that a self-play game of sparring with a majority target", "started from `builtin:tiny`, trained on `me/rows`."),
+        ("continued-sft", "A control of a self-play game", "trained on `me/rows`."),
+        ("rft", "A control of a self-play game", "trained on `me/rows` and prompts of `me/prompts`, which have no replies."),
+    ],
+)
+def test_only_iterations_are_said_to_have_learned_by_the_rule(player: str, begins: str, made: str, majority_game: Game) -> None:
+    sources = ["data.path=me/rows", "data.prompts.path=me/prompts", "controls=[continued-sft, rft]"]
+    recipe = load_recipe(majority_game.root / "recipe.yaml", sources)
+    text = model_card(recipe, majority_game.json("summary.json"), player, About.of(recipe))
+    first = text.partition(" of a self-play game\n\n")[2]
+    assert first.startswith(begins) and made in text
+    assert ("The answer that most replies of the model to a prompt give wins" in text) == (player == "1")
+    assert ("that the checker passed" in first) == (player == "rft")
+    assert ("| prompts without replies | `me/prompts` |" in text) == (player in ("1", "rft"))
+    untrained = load_recipe(majority_game.root / "recipe.yaml", [*sources, "sft=null"])
+    as_it_is = "This is the start (SFT), `builtin:tiny` as it is." in model_card(
+        untrained, majority_game.json("summary.json"), player, About.of(untrained)
+    )
+    assert as_it_is == (player == "start")
+
+
 @pytest.mark.parametrize(("prompts", "named"), [("mit", "mit"), ("cc-by-4.0", None), (None, None)])
 def test_a_data_set_of_two_licences_names_none(prompts: str | None, named: str | None, majority_game: Game, tmp_path: Path) -> None:
     options = ["--data-licence", "mit", *(["--prompts-licence", prompts] if prompts else [])]
