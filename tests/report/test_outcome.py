@@ -164,7 +164,10 @@ def test_no_iteration_has_no_order() -> None:
 def test_who_takes_an_iteration_below_a_control_is_told(made: Path) -> None:
     summary = summary_of(made)
     told = higher_ranked(summary, "1")
-    assert told == "continued SFT is higher (0.750 against 0.500): `--iteration continued-sft` selects it"
+    assert told == "continued SFT is better (0.750 against 0.500): `--iteration continued-sft` selects it"
+    for one in summary["ranking"]:
+        one["value"] = 0.5
+    assert higher_ranked(summary, "1") is None, "an equal one is not better"
     assert higher_ranked(summary, "continued-sft") is None and higher_ranked({"best": None}, "1") is None
 
 

@@ -188,13 +188,13 @@ def _elsewhere(summary: Mapping[str, Any]) -> str:
 
 
 def higher_ranked(summary: Mapping[str, Any], player: str) -> str | None:
-    """A note if an arm that is not an iteration is ranked above the exported player; None otherwise."""
+    """A note if an arm that is not an iteration is better than the exported player; None otherwise. Of equal ones none is better."""
     arms = summary.get("ranking") or []
     own = next((place for place, arm in enumerate(arms) if arm["player"] == player), None)
     first = next((arm for arm in arms[:own] if not arm["player"].isdigit()), None)
-    if own is None or first is None:
+    if own is None or first is None or first["value"] == arms[own]["value"]:
         return None
-    return f"{first['name']} is higher ({first['value']:.3f} against {arms[own]['value']:.3f}): `--iteration {first['player']}` selects it"
+    return f"{first['name']} is better ({first['value']:.3f} against {arms[own]['value']:.3f}): `--iteration {first['player']}` selects it"
 
 
 def next_steps(root: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
