@@ -158,12 +158,13 @@ def _card(metadata: str, title: str, body: str, origins: str, shown: Mapping[str
 
 
 def _how(recipe: Recipe, about: About, player: str) -> str:
-    if not player.isdigit():
+    if not _has_played(recipe, player):
         return _beside_the_game(recipe, player)
+    then = "" if player.isdigit() else "\nAfter that its best iteration was trained by DPO on labelled pairs."
     if recipe.target.uses_grades:
-        return f"{how_learned(recipe, about.unanswered)}\n"
+        return f"{how_learned(recipe, about.unanswered)}{then}\n"
     return f"""Fine-tuned with {METHOD} by sparring: the model learned to distinguish human replies
-from those of its own previous iteration."""
+from those of its own previous iteration.{then}"""
 
 
 def _beside_the_game(recipe: Recipe, player: str) -> str:
@@ -266,13 +267,18 @@ def _learned_from(shown: Mapping[str, Any], recipe: Recipe, player: str) -> str:
     """The data, the prompts without replies if the player learns from them, and the labelled pairs of a control that has some."""
     data, pairs = code_span(shown["data"]["path"]), _pairs(shown, recipe).get(player)
     if _prompts_of(recipe, player):
-        data += f" and prompts of {code_span(shown['data']['prompts']['path'])}, which have no replies"
+        data += f" and prompts of {code_span(shown['data']['prompts']['path'])}, which have no replies{',' if pairs else ''}"
     return f"{data} and the labelled pairs {code_span(pairs)}" if pairs else data
 
 
 def _prompts_of(recipe: Recipe, player: str) -> PromptsSection | None:
     """`data.prompts` where the player learned from replies to them: every iteration did, and RFT where such replies can pass."""
-    return recipe.data.prompts if player.isdigit() or (_is_rft(recipe, player) and recipe.grades_prompts) else None
+    return recipe.data.prompts if _has_played(recipe, player) or (_is_rft(recipe, player) and recipe.grades_prompts) else None
+
+
+def _has_played(recipe: Recipe, player: str) -> bool:
+    """Whether it was trained by the rule of the game: an iteration, or a control that starts from the best one."""
+    return player.isdigit() or any(section.start == "best" and section.folder == player for section in recipe.controls)
 
 
 def _is_rft(recipe: Recipe, player: str) -> bool:
