@@ -72,7 +72,8 @@ def test_of_a_loss_the_smallest_stands_first_and_of_equals_the_simplest(made: Pa
     assert all(one["behind"] is None or one["behind"]["value"] >= 0 for one in by_nll)
     for entry in (*summary["iterations"], *summary["controls"]):
         entry["scores"] = summary["start"]["scores"]
-    assert ranking(made, list(rows_of(summary)), "nll_per_token", 0.95)[0]["player"] == "start"
+    equal = ranking(made, list(rows_of(summary)), "nll_per_token", 0.95)
+    assert summary["best"]["iteration"] == 1 and [one["player"] for one in equal] == ["start", "1", "0", "continued-sft"]
 
 
 def test_greedy_replies_of_the_start_are_an_arm(made: Path) -> None:

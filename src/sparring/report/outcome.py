@@ -25,13 +25,15 @@ ScoredPlayer = tuple[str, str, Mapping[str, Any], Samples]  # player, name, scor
 def ranking(
     root: Path, rows: Sequence[TableRow], metric: str, confidence: float, headroom: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """The arms by `metric`, the best first; of equal ones the earlier in the game. JSON values, stored in summary.json.
+    """The arms by `metric`, the best first; of equal ones the start, then the best iteration, then the earlier in the game. JSON values,
+    stored in summary.json.
 
     Each has `player` (for `sparring export --iteration`), `name`, `value`, `n`; `behind`: the difference from the first arm, and
     `over_start`: the gain over the start, both paired by rows, with `low` and `high`; None if there is nothing to pair.
     headroom: its scores, if they were measured; those of the start at a lower temperature are among the arms.
     """
-    arms = [arm for row in rows for arm in _arms(root, row, metric)]
+    ordered = [*rows[:1], *sorted(rows[1:], key=lambda row: not row.is_best)]
+    arms = [arm for row in ordered for arm in _arms(root, row, metric)]
     if not arms:
         return []
     start = arms[0]
