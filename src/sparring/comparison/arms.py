@@ -23,6 +23,7 @@ from sparring.comparison.pairing import (
 )
 from sparring.comparison.statistics import Paired, Values, over_rows, over_seeds
 from sparring.config import ModelSection, recipe_of_run
+from sparring.console import counted
 from sparring.cost import Cost, control_cost, cost_of, iterations_cost
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
@@ -204,7 +205,7 @@ class Game:
         self.is_unfinished = self.summary["stop_reason"] is None or bool(process and process.alive)
         if self.is_unfinished and not unfinished:
             raise UserError(
-                f"this run is not finished: {len(self.summary['iterations'])} iterations are scored",
+                f"this run is not finished: {counted(len(self.summary['iterations']), 'iteration')} scored",
                 where=str(root),
                 remedy="`sparring run` with its recipe finishes it; --unfinished compares its finished iterations",
             )
