@@ -480,7 +480,7 @@ def test_export_says_when_a_control_stands_higher(copy: Game, tmp_path: Path) ->
         rest = [arm for player, arm in arms.items() if player != first]
         (copy.root / "summary.json").write_text(json.dumps({**summary, "ranking": [arms[first], *rest]}))
         result = copy.command("export", "run", str(tmp_path / first), "--iteration", "0")
-        assert result.code == 0 and ("continued SFT is higher" in result.err) == told, result.err
+        assert result.code == 0 and ("continued SFT is better" in result.err) == told, result.err
 
 
 def test_export_in_another_number_format(played: Game, tmp_path: Path) -> None:

@@ -401,6 +401,10 @@ def test_contradictions_and_elements(values: dict[str, Any], problem: str) -> No
         ({"data": {"path": "d", "columns": {"promt": "q"}}}, "data.columns.promt: unknown column; did you mean prompt?"),
         ({"data": {"path": "d", "columns": {"zzz": "q"}}}, "data.columns.zzz: unknown column; standard columns: messages, prompt"),
         ({1: 2}, "1: unknown key; valid keys here: run_dir"),
+        (
+            {"stop": {"confidence:0.9": None}},
+            "stop.confidence:0.9: unknown key; a value comes after a colon and a space, as in 'confidence: ...'",
+        ),
         ({"train": {"lora": {}}, "lora": {}}, "lora: unknown key"),
         ({"train": {"lora": {"rnk": 4}}}, "train.lora.rnk: unknown key; did you mean train.lora.rank?"),
     ],
@@ -761,6 +765,10 @@ def test_the_last_override_wins() -> None:
         ("train.lor=1", "train.lor: unknown key; did you mean train.lora? (from the override 'train.lor=1')"),
         ("trian.lr=1", "trian: unknown key; did you mean train? (from the override 'trian.lr=1')"),
         ("sft={lr: 1, foo: 2}", "sft.foo: unknown key; valid keys here: "),
+        (
+            "stop={plateau:false}",
+            "stop.plateau:false: unknown key; a value comes after a colon and a space, as in 'plateau: ...' (from the",
+        ),
         ("sft={lr: x}", "sft.lr: 'x' is refused; wanted: number above 0, but this is text (from the override 'sft={lr: x}')"),
         ("sft={lr: 1, lr: 2}", "override 'sft={lr: 1, lr: 2}': not valid YAML: duplicate key 'lr', first defined on line 1"),
         ("evaluate.answer_pattern=[0-9]+", "override 'evaluate.answer_pattern=[0-9]+': not valid YAML"),

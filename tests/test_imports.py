@@ -57,7 +57,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planning": FLOOR | {"data", "policy", "launch"},  # what a game will cost: its config, rows and a model's sizes, no stage of it
     "draft": FLOOR | {"data", "checkers", "planning"},  # a first recipe: looks at the rows and loads no model
     # reads finished runs
-    "comparison": FLOOR | {"cost", "data", "evaluation.metrics", "evaluation.benchmarks", "policy.player", "planning", "report"},
+    "comparison": FLOOR
+    | {"checkers", "cost", "data", "evaluation.metrics", "evaluation.benchmarks", "policy.player", "planning", "report"},
     "game": FLOOR | {"selfplay", "comparison", "report"},
     "players": FLOOR | {"data", "policy", "report"},
     "benchmark": STAGES | {"players", "report"},

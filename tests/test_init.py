@@ -107,6 +107,19 @@ def test_named_columns_are_kept_and_the_others_found(zygote: Zygote, tmp_path: P
     assert dict(load_recipe(tmp_path / "recipe.yaml").data.columns) == expected
 
 
+def test_an_override_may_need_what_is_proposed(zygote: Zygote, tmp_path: Path) -> None:
+    """The checker exact needs a pattern, a majority several replies; a target of the user's own is not followed by another as a comment."""
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": f"add {n}", "completion": f"it is #### {n}"} for n in range(24)])
+    result = zygote.run(["init", "rows.jsonl", "target={kind: majority, checker: exact}"], tmp_path)
+    assert result.code == 0, result.err
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert (recipe.target.kind, recipe.target.checker, recipe.sampling.replies_per_prompt) == ("majority", "exact", 2)
+    assert recipe.evaluate.answer_pattern and "# target:" not in (tmp_path / "recipe.yaml").read_text()
+    write_rows(tmp_path / "texts.jsonl", [{"prompt": f"say {n}", "completion": "yes" * (n % 2) + " no"} for n in range(24)])
+    result = zygote.run(["init", "texts.jsonl", "target={kind: verified, checker: exact}", "--output", "other.yaml"], tmp_path)
+    assert result.code == 2 and "target.checker exact needs it to find the answer" in result.err
+
+
 def test_without_rows_the_tiny_game_is_written(zygote: Zygote, tmp_path: Path) -> None:
     result = zygote.run(["init"], tmp_path)
     assert result.code == 0 and (tmp_path / "recipe.yaml").read_text() == (ROOT / "recipes/tiny.yaml").read_text()

@@ -177,6 +177,43 @@ def test_the_card_names_the_prompts_that_the_player_learned_from(player: str, ch
     assert ModelCard(text).data.datasets == (["me/rows", "me/prompts"] if learned else ["me/rows"])
 
 
+@pytest.mark.parametrize(
+    ("player", "begins", "made"),
+    [
+        ("1", "Fine-tuned by sparring in a self-play game with a majority target", "started from `builtin:tiny`, trained on `me/rows` and"),
+        (
+            "start",
+            "The model that a self-play game of sparring with a majority target",
+            "started from `builtin:tiny`, trained on `me/rows`.",
+        ),
+        ("continued-sft", "A control of a self-play game", "trained on `me/rows`."),
+        ("rft", "A control of a self-play game", "trained on `me/rows` and prompts of `me/prompts`, which have no replies."),
+        ("dpo", "A control of a self-play game", "trained on `me/rows` and the labelled pairs `me/pairs`."),
+        ("spin-dpo", "Fine-tuned by", "`me/rows` and prompts of `me/prompts`, which have no replies, and the labelled pairs `me/pairs`."),
+    ],
+)
+def test_a_card_says_what_the_player_was_trained_by(player: str, begins: str, made: str, majority_game: Game) -> None:
+    """The rule of the game only for iterations, and for what was trained from the best one."""
+    controls = "controls=[continued-sft, rft, {kind: dpo, pairs: me/pairs}, {kind: dpo, pairs: me/pairs, start: best}]"
+    sources = ["data.path=me/rows", "data.prompts.path=me/prompts", controls]
+    recipe, summary = load_recipe(majority_game.root / "recipe.yaml", sources), majority_game.json("summary.json")
+    entry = {"from_iteration": None, "scores": summary["start"]["scores"]}
+    summary["controls"] = [{**entry, "stage": one.folder, "name": one.title} for one in recipe.controls]
+    text = model_card(recipe, summary, player, About.of(recipe))
+    first = text.partition(" of a self-play game\n\n")[2]
+    assert first.startswith(begins) and made in text
+    assert ("The answer that most replies of the model to a prompt give wins" in text) == (player in ("1", "spin-dpo"))
+    assert ("After that its best iteration was trained by DPO" in text) == (player == "spin-dpo")
+    assert ("that the checker passed" in first) == (player == "rft")
+    assert ("| prompts without replies | `me/prompts` |" in text) == (player in ("1", "rft", "spin-dpo"))
+
+
+def test_the_card_of_a_start_without_sft_names_no_data(majority_game: Game) -> None:
+    recipe = load_recipe(majority_game.root / "recipe.yaml", ["sft=null"])
+    text = model_card(recipe, majority_game.json("summary.json"), "start", About.of(recipe))
+    assert "This is the start (SFT), `builtin:tiny` as it is." in text
+
+
 @pytest.mark.parametrize(("prompts", "named"), [("mit", "mit"), ("cc-by-4.0", None), (None, None)])
 def test_a_data_set_of_two_licences_names_none(prompts: str | None, named: str | None, majority_game: Game, tmp_path: Path) -> None:
     options = ["--data-licence", "mit", *(["--prompts-licence", prompts] if prompts else [])]

@@ -86,7 +86,8 @@ def write_recipe(data: str, model: str, overrides: Sequence[str], output: Path, 
     """Look at the rows, write a recipe for them and print what was found. Raises UserError for rows that no game can be played with."""
     _require_free(output, force)
     values: dict[str, Any] = {"run_dir": f"runs/{_name_of(data)}", "model": {"path": model}, "data": {"path": data}}
-    wanted = load_recipe(values, overrides)
+    # in the place of what is proposed below, without which an override could be refused
+    wanted = load_recipe({**values, **WHOLE_REPLY, "sampling": {"replies_per_prompt": 2}}, overrides)
     rows = _look(wanted)
     sample = rows.located[:SAMPLE_ROWS]
     lengths = _lengths(sample, wanted.model)
@@ -100,7 +101,7 @@ def write_recipe(data: str, model: str, overrides: Sequence[str], output: Path, 
     text = "\n".join(["# A first recipe, by `sparring init`. `sparring docs recipe` lists every key.", *_lines(values, comments)])
     for line in (*rows.notices, *_findings(lengths, proposal)):
         print(printable(line))
-    _write(output, f"{text}\n{_suggestion(proposal)}")
+    _write(output, f"{text}\n{'' if 'target' in values else _suggestion(proposal)}")
 
 
 def _require_free(output: Path, force: bool) -> None:

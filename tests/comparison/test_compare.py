@@ -183,7 +183,7 @@ def test_a_run_that_is_still_going(two: Game) -> None:
     shutil.copytree(two.root, two.folder / "going", symlinks=True)
     killed = two.run("run_dir=going", "--restart-from", "iterations/001/train", sabotage=[working("iterations/001/train", 2)])
     assert killed.code < 0
-    refused(two, "run", "going", words=("this run is not finished: 1 iterations are scored", "--unfinished"))
+    refused(two, "run", "going", words=("this run is not finished: 1 iteration scored", "--unfinished"))
     result = two.command("compare", "run", "going", "--unfinished", "--json", "g.json")
     assert result.code == 0 and result.out.count("(not finished)") == 4 and "note: going is not finished" in result.out
     names = [one["player"] for one in json.loads((two.folder / "g.json").read_text())["players"] if one["still_going"]]

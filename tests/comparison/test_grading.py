@@ -12,9 +12,11 @@ import pytest
 from conftest import SUMS, TINY, Game
 from zygote import Zygote
 
-from sparring.comparison.pairing import other_grading
+from sparring.comparison.pairing import other_answers, other_grading, right_answers
 from sparring.comparison.statistics import Values, over_rows
 from sparring.config import Recipe, load_recipe
+from sparring.data.prepare import write_examples
+from sparring.data.records import Conversation, Example
 from sparring.data.tables import read_rows
 from sparring.rundir import RunDir, write_json
 
@@ -97,6 +99,33 @@ def test_other_checkers_are_told_apart(tmp_path: Path) -> None:
             assert f"is graded by another checker in number than in {other[2]}" in other_grading(metric, number, other)
         assert other_grading("nll_per_token", number, other) is None and other_grading("reply_tokens", number, other) is None
     assert other_grading("exact_match", number, number) is None
+
+
+def answered(root: Path, target: dict[str, Any], *answers: str | None) -> dict[str, str | None]:
+    """The right answers of a run with these in the column `data.answer`; the human reply to row r0 is `so 0`."""
+    (root / "data").mkdir(parents=True)
+    asked = ({"role": "user", "content": "?"},)
+    rows = [Example(f"r{n}", Conversation(asked, f"so {n}", answer, {}), (1,), (2,)) for n, answer in enumerate(answers)]
+    write_examples(root / "data/held_out.parquet", rows)
+    return right_answers(RunDir(root), recipe(target, answer_pattern="[0-9]+"))
+
+
+def test_other_right_answers_to_the_same_rows_are_told_apart(tmp_path: Path) -> None:
+    read, same = answered(tmp_path / "read", VERIFIED, None, None), answered(tmp_path / "same", VERIFIED, "0.0", "it is 1")
+    other = answered(tmp_path / "other", VERIFIED, "0", "5")
+    for metric in ("exact_match", "exact_match_greedy", "pass_at_4", "maj_at_4"):
+        assert other_answers(metric, read, same, "in a than in b") is None
+        told = other_answers(metric, read, other, "in a than in b")
+        assert told == "has other right answers in a than in b, to 1 of the held-out rows (data.answer)"
+    assert other_answers("vote_share", read, other, "") is None and other_answers("nll_per_token", read, other, "") is None
+
+
+def test_right_answers_of_a_function_are_those_that_the_rows_give(tmp_path: Path) -> None:
+    own = {"kind": "verified", "checker": "/a/rules.py:check"}
+    given, none = answered(tmp_path / "given", own, "x", None), answered(tmp_path / "none", own, None, None)
+    assert given == {"r0": "x"} and other_answers("exact_match", given, none, "") is None
+    assert "to 1 of the" in (other_answers("exact_match", given, {"r0": "y", "r1": "z"}, "") or "")
+    assert right_answers(RunDir(tmp_path / "no data"), recipe(VERIFIED)) == {}
 
 
 def test_a_function_is_known_by_its_text(tmp_path: Path) -> None:

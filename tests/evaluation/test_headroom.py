@@ -57,6 +57,16 @@ def test_a_difference_within_the_errors_is_none() -> None:
     assert "no target can gain much here" in advice({**wide, "majority": score(0.4, 0.08), "any": score(0.44, 0.08)}, 8)
 
 
+def test_a_majority_that_is_better_within_its_error_is_not_called_no_better() -> None:
+    found = {**scores(any=0.8), "majority": score(0.5, 0.2)}
+    said = advice(found, 8)
+    assert "no better" not in said and "only a verified" not in said
+    assert said.endswith(
+        "; the majority is better than a single reply only by less than its error on 100 prompts, so a majority target may not help, but a "
+        "verified target can help."
+    )
+
+
 def test_a_cooler_temperature_is_told_where_it_gains() -> None:
     assert "50.0% at a lower temperature (without training)" in advice(scores(cool=0.5), 8)
     assert "without training" not in advice(scores(), 8)

@@ -72,7 +72,8 @@ def test_of_a_loss_the_smallest_stands_first_and_of_equals_the_simplest(made: Pa
     assert all(one["behind"] is None or one["behind"]["value"] >= 0 for one in by_nll)
     for entry in (*summary["iterations"], *summary["controls"]):
         entry["scores"] = summary["start"]["scores"]
-    assert ranking(made, list(rows_of(summary)), "nll_per_token", 0.95)[0]["player"] == "start"
+    equal = ranking(made, list(rows_of(summary)), "nll_per_token", 0.95)
+    assert summary["best"]["iteration"] == 1 and [one["player"] for one in equal] == ["start", "1", "0", "continued-sft"]
 
 
 def test_greedy_replies_of_the_start_are_an_arm(made: Path) -> None:
@@ -164,7 +165,10 @@ def test_no_iteration_has_no_order() -> None:
 def test_who_takes_an_iteration_below_a_control_is_told(made: Path) -> None:
     summary = summary_of(made)
     told = higher_ranked(summary, "1")
-    assert told == "continued SFT is higher (0.750 against 0.500): `--iteration continued-sft` selects it"
+    assert told == "continued SFT is better (0.750 against 0.500): `--iteration continued-sft` selects it"
+    for one in summary["ranking"]:
+        one["value"] = 0.5
+    assert higher_ranked(summary, "1") is None, "an equal one is not better"
     assert higher_ranked(summary, "continued-sft") is None and higher_ranked({"best": None}, "1") is None
 
 

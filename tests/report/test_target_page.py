@@ -120,7 +120,11 @@ def test_the_rule_in_words() -> None:
     assert "the checker number passes it with a score of 0.5 or more" in told and "Only the human reply wins" in told
     assert "A prompt has at most 2 winners and 4 losers" in told and "pairs of nearest length (objective.loss: logistic)" in told
     told = " ".join(rule_of(recipe_with(kind="majority", checker="number", human="mix", min_votes=0.7, weigh_votes=True)))
-    assert "70% of them or more" in told and "its answer" in told.lower() and "weighed by its margin of votes" in told
+    assert (
+        "70% of them or more" in told
+        and "its answer" in told.lower()
+        and "a prompt that is won by votes is weighed by their margin" in told
+    )
 
 
 def test_a_control_of_random_passes_is_called_one() -> None:

@@ -98,7 +98,7 @@ def selected(kind: str, replies: tuple[Candidate, ...], loss: str, **target: Any
     [
         ("verified", FAILED, "sft", {}, ["no generated reply wins: 1 human wins", "easier prompts"]),
         ("verified", FAILED, "sft", {"human": "mix"}, ["no generated reply wins: 1 human wins"]),
-        ("majority", TIED, "sft", {}, ["no generated reply wins: 1 human wins"]),
+        ("majority", TIED, "sft", {}, ["no generated reply wins: 1 human wins", "lower target.min_votes, try easier prompts"]),
         ("majority", voting("5", "6", "8"), "sft", {}, ["no generated reply wins: 1 human wins"]),
         ("verified", (reply("a"), reply("b")), "sft", {}, ["no generated reply wins: 1 unjudged", "evaluate.answer_pattern"]),
         ("verified", (reply("a"), reply("b")), "logistic", {}, ["no prompt has winners and losers: 1 unjudged"]),

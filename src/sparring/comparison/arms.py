@@ -13,14 +13,17 @@ import numpy as np
 from sparring.comparison.pairing import (
     PlayedBenchmarks,
     only_in,
+    other_answers,
     other_grading,
     played_benchmarks,
     require_same_samples,
+    right_answers,
     why_missing,
     why_not,
 )
 from sparring.comparison.statistics import Paired, Values, over_rows, over_seeds
 from sparring.config import ModelSection, recipe_of_run
+from sparring.console import counted
 from sparring.cost import Cost, control_cost, cost_of, iterations_cost
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
@@ -88,6 +91,9 @@ class Arm:
             if arm.values(metric) is None:
                 return f"is not defined for {arm.run.label}{why_missing(metric, arm.run.recipe)}"
         if why := other_grading(metric, self.run.graded, other.run.graded):
+            return why
+        where = f"in {self.run.label} than in {other.run.label}"
+        if self.run is not other.run and (why := other_answers(metric, self.run.right_answers, other.run.right_answers, where)):
             return why
         if metric in RATIOS and not np.array_equal(self.columns[RATIOS[metric][1]], other.columns[RATIOS[metric][1]]):
             return f"counts different tokens in {self.run.label} than in {other.run.label}: nll_per_reply does not depend on the tokenizer"
@@ -199,7 +205,7 @@ class Game:
         self.is_unfinished = self.summary["stop_reason"] is None or bool(process and process.alive)
         if self.is_unfinished and not unfinished:
             raise UserError(
-                f"this run is not finished: {len(self.summary['iterations'])} iterations are scored",
+                f"this run is not finished: {counted(len(self.summary['iterations']), 'iteration')} scored",
                 where=str(root),
                 remedy="`sparring run` with its recipe finishes it; --unfinished compares its finished iterations",
             )
@@ -217,6 +223,11 @@ class Game:
             spent = iterations_cost(self.run, self.recipe, before) + control_cost(self.run, self.recipe, control["stage"])
             found.append(self._arm(control["stage"], control["name"], spent))
         return found
+
+    @cached_property
+    def right_answers(self) -> Mapping[str, str | None]:
+        """row id -> what the replies to a held-out row are compared with."""
+        return right_answers(self.run, self.recipe)
 
     @property
     def best(self) -> str | None:

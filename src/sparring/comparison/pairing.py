@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparring.checkers.grades import ask
+from sparring.checkers.make import held_out_checker
 from sparring.config import Recipe
+from sparring.data.prepare import read_examples
 from sparring.errors import UserError
 from sparring.evaluation.benchmarks import RESULTS, SampledMetric, sampled_metrics
 from sparring.evaluation.metrics import SAMPLED
@@ -37,6 +40,25 @@ def grading_of(run: RunDir, recipe: Recipe) -> dict[str, Any]:
         "pass_score": inputs.get("pass_score", 1.0),
         "must_end": recipe.target.checker is not None,
     }
+
+
+def right_answers(run: RunDir, recipe: Recipe) -> dict[str, str | None]:
+    """row id -> what the replies to a held-out row are compared with. Only the answers that the rows give where the checker runs in
+    processes of its own; empty for a run whose data is not there."""
+    file, name = run.root / "data" / "held_out.parquet", recipe.target.grading_checker
+    rows = read_examples(file) if file.exists() else []
+    if name is not None and (is_own_code(name) or name == "math"):
+        return {row.row_id: row.conversation.answer for row in rows if row.conversation.answer is not None}
+    with held_out_checker(recipe) as checker:
+        return {} if checker is None else {one.row_id: checker.expected(one) for one in ask(rows, {})}
+
+
+def other_answers(metric: str, mine: Mapping[str, str | None], theirs: Mapping[str, str | None], where: str) -> str | None:
+    """Why a score of right replies cannot be compared between runs with these right answers; None if it can. where: the two runs."""
+    if not is_graded(metric) or metric in OF_ALL_REPLIES:
+        return None
+    differ = sum(mine[row_id] != theirs[row_id] for row_id in mine if row_id in theirs)
+    return f"has other right answers {where}, to {differ} of the held-out rows (data.answer)" if differ else None
 
 
 def why_missing(metric: str, recipe: Recipe) -> str:

@@ -124,6 +124,8 @@ def _words_at(field: FieldInfo, place: _Place) -> str:
 
 def _describe_unknown(key: str) -> str:
     shown, key = key, re.sub(r"\[\d+\]", "", key)
+    if before := re.match(r"([\w.]+):", key):  # YAML reads `{kind:majority}` as one word
+        return f"{shown}: unknown key; a value comes after a colon and a space, as in '{before[1].rpartition('.')[2]}: ...'"
     parent, _, name = key.rpartition(".")
     everywhere = [path for path, _ in walk_fields()]
     if key in everywhere:  # a top-level `train.lr: 1e-6` is valid as an override, not in a file

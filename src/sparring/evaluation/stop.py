@@ -43,14 +43,23 @@ def _conclusion(scores: PlayerScores, now: Score, free: Score) -> str:
     if "majority" in scores and _exceeds(scores["majority"], best):
         return "majority and verified targets can both help"
     if _exceeds(scores["any"], best):
-        no_use = f"the majority is no better than {single}, so only a" if "majority" in scores else "a"
-        return f"{no_use} verified target can help"
+        return f"{_of_majority(scores, best, single)} verified target can help"
     if scores["any"]["value"] - best["value"] >= NOTEWORTHY:
         return f"no target is certain to help: the difference is within its error on {now['n']} prompts; raise data.held_out to measure it"
     if _is_too_hot(scores, now, free):
         more_sft = ", or fine-tune it further" if after is None else ""
         return f"no target can gain much over a reply at a lower temperature: lower sampling.temperature{more_sft}"
     return "no target can gain much here"
+
+
+def _of_majority(scores: PlayerScores, best: Score, single: str) -> str:
+    """How a sentence on verified targets begins, if the majority is not better by more than its error."""
+    if "majority" not in scores:
+        return "a"
+    if scores["majority"]["value"] - best["value"] >= NOTEWORTHY:
+        within = f"by less than its error on {best['n']} prompts"
+        return f"the majority is better than {single} only {within}, so a majority target may not help, but a"
+    return f"the majority is no better than {single}, so only a"
 
 
 def _is_too_hot(scores: PlayerScores, now: Score, free: Score) -> bool:

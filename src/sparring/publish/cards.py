@@ -90,8 +90,10 @@ def model_card(
     """
     shown = public(recipe)
     title, learned_from = words(model_title(summary, player)), _learned_from(shown, recipe, player)
-    body = f"""{_how(recipe, about)}
-This is {title}, started from {code_span(shown["model"]["path"])}, trained on {learned_from}.
+    origin = code_span(shown["model"]["path"])
+    made = f"{origin} as it is" if player == START and recipe.sft is None else f"started from {origin}, trained on {learned_from}"
+    body = f"""{_how(recipe, about, player)}
+This is {title}, {made}.
 
 {_outcome(summary)}{_warnings(summary, recipe)}
 
@@ -155,11 +157,24 @@ def _card(metadata: str, title: str, body: str, origins: str, shown: Mapping[str
 {CITATION}"""
 
 
-def _how(recipe: Recipe, about: About) -> str:
+def _how(recipe: Recipe, about: About, player: str) -> str:
+    if not _has_played(recipe, player):
+        return _beside_the_game(recipe, player)
+    then = "" if player.isdigit() else "\nAfter that its best iteration was trained by DPO on labelled pairs."
     if recipe.target.uses_grades:
-        return f"{how_learned(recipe, about.unanswered)}\n"
+        return f"{how_learned(recipe, about.unanswered)}{then}\n"
     return f"""Fine-tuned with {METHOD} by sparring: the model learned to distinguish human replies
-from those of its own previous iteration."""
+from those of its own previous iteration.{then}"""
+
+
+def _beside_the_game(recipe: Recipe, player: str) -> str:
+    """The first lines of the card of the start or of a control, which were not trained by the game's rule."""
+    game = f"a self-play game of sparring with a {recipe.target.kind} target (`target.kind: {recipe.target.kind}`)"
+    if player == START:
+        return f"The model that {game} started from. It was not trained by self-play itself."
+    own = "from those of the start's own replies that the checker passed, which no person has read"
+    rft = f" It learned from human replies and {own}." if _is_rft(recipe, player) else ""
+    return f"A control of {game}: trained for comparison with the players of the game, and not by self-play.{rft}"
 
 
 def how_learned(recipe: Recipe, unanswered: int) -> str:
@@ -252,14 +267,22 @@ def _learned_from(shown: Mapping[str, Any], recipe: Recipe, player: str) -> str:
     """The data, the prompts without replies if the player learns from them, and the labelled pairs of a control that has some."""
     data, pairs = code_span(shown["data"]["path"]), _pairs(shown, recipe).get(player)
     if _prompts_of(recipe, player):
-        data += f" and prompts of {code_span(shown['data']['prompts']['path'])}, which have no replies"
+        data += f" and prompts of {code_span(shown['data']['prompts']['path'])}, which have no replies{',' if pairs else ''}"
     return f"{data} and the labelled pairs {code_span(pairs)}" if pairs else data
 
 
 def _prompts_of(recipe: Recipe, player: str) -> PromptsSection | None:
     """`data.prompts` where the player learned from replies to them: every iteration did, and RFT where such replies can pass."""
-    is_rft = any(section.kind == "rft" and section.folder == player for section in recipe.controls)
-    return recipe.data.prompts if player.isdigit() or (is_rft and recipe.grades_prompts) else None
+    return recipe.data.prompts if _has_played(recipe, player) or (_is_rft(recipe, player) and recipe.grades_prompts) else None
+
+
+def _has_played(recipe: Recipe, player: str) -> bool:
+    """Whether it was trained by the rule of the game: an iteration, or a control that starts from the best one."""
+    return player.isdigit() or any(section.start == "best" and section.folder == player for section in recipe.controls)
+
+
+def _is_rft(recipe: Recipe, player: str) -> bool:
+    return any(section.kind == "rft" and section.folder == player for section in recipe.controls)
 
 
 def _pairs(shown: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
@@ -367,10 +390,11 @@ With vLLM:
 
 
 def _origins(shown: Mapping[str, Any], recipe: Recipe, about: About, learner: str | None = None) -> str:
-    """The table of sources with their licences; labelled pairs are in it only for the control `learner` that was trained on them."""
+    """The table of sources with their licences. learner: the player of a model's card; prompts without replies and labelled pairs that it
+    was not trained on are left out of the table."""
     pairs = _pairs(shown, recipe)
     rows = [("base model", shown["model"]["path"], about.base), ("data", shown["data"]["path"], about.data)]
-    if about.prompts is not None:
+    if about.prompts is not None and (learner is None or _prompts_of(recipe, learner)):
         rows.append(("prompts without replies", shown["data"]["prompts"]["path"], about.prompts))
     rows += [("labelled pairs", name, about.pairs[control]) for control, name in pairs.items() if control == learner]
     table = _table(["", "name", "licence"], [[what, code_span(name, in_table=True), words(str(licence))] for what, name, licence in rows])

@@ -25,13 +25,15 @@ ScoredPlayer = tuple[str, str, Mapping[str, Any], Samples]  # player, name, scor
 def ranking(
     root: Path, rows: Sequence[TableRow], metric: str, confidence: float, headroom: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """The arms by `metric`, the best first; of equal ones the earlier in the game. JSON values, stored in summary.json.
+    """The arms by `metric`, the best first; of equal ones the start, then the best iteration, then the earlier in the game. JSON values,
+    stored in summary.json.
 
     Each has `player` (for `sparring export --iteration`), `name`, `value`, `n`; `behind`: the difference from the first arm, and
     `over_start`: the gain over the start, both paired by rows, with `low` and `high`; None if there is nothing to pair.
     headroom: its scores, if they were measured; those of the start at a lower temperature are among the arms.
     """
-    arms = [arm for row in rows for arm in _arms(root, row, metric)]
+    ordered = [*rows[:1], *sorted(rows[1:], key=lambda row: not row.is_best)]
+    arms = [arm for row in ordered for arm in _arms(root, row, metric)]
     if not arms:
         return []
     start = arms[0]
@@ -188,13 +190,13 @@ def _elsewhere(summary: Mapping[str, Any]) -> str:
 
 
 def higher_ranked(summary: Mapping[str, Any], player: str) -> str | None:
-    """A note if an arm that is not an iteration is ranked above the exported player; None otherwise."""
+    """A note if an arm that is not an iteration is better than the exported player; None otherwise. Of equal ones none is better."""
     arms = summary.get("ranking") or []
     own = next((place for place, arm in enumerate(arms) if arm["player"] == player), None)
     first = next((arm for arm in arms[:own] if not arm["player"].isdigit()), None)
-    if own is None or first is None:
+    if own is None or first is None or first["value"] == arms[own]["value"]:
         return None
-    return f"{first['name']} is higher ({first['value']:.3f} against {arms[own]['value']:.3f}): `--iteration {first['player']}` selects it"
+    return f"{first['name']} is better ({first['value']:.3f} against {arms[own]['value']:.3f}): `--iteration {first['player']}` selects it"
 
 
 def next_steps(root: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:

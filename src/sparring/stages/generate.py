@@ -56,18 +56,19 @@ def warn_of_collapse(context: RunContext, start: PlayerScores, iterations: Seque
 
 def _no_contest(context: RunContext, window: Window, t: int) -> str:
     counts = {name: window.counts[name] for name in OUTCOMES if window.counts[name]}
-    by_margins = context.recipe.objective.kind.uses_margins
+    recipe, by_margins = context.recipe, context.recipe.objective.kind.uses_margins
     why = f"{'no prompt has winners and losers' if by_margins else 'no generated reply wins'}: {counts_text(counts)}"
     if t:
         no_losers = set(counts) == {"all_pass"} and not window.human_alone
         return f"nothing to learn: {'no prompt has a losing reply' if no_losers else why}"
-    remedy = f"read the replies with `sparring grade {context.run.root}`; {_remedy(counts, window)}"
-    raise UserError(why, where=f"target.kind {context.recipe.target.kind}", remedy=remedy)
+    remedy = f"read the replies with `sparring grade {context.run.root}`; {_remedy(counts, window, recipe.target.counts_votes)}"
+    raise UserError(why, where=f"target.kind {recipe.target.kind}", remedy=remedy)
 
 
-def _remedy(counts: dict[str, int], window: Window) -> str:
+def _remedy(counts: dict[str, int], window: Window, by_votes: bool) -> str:
+    votes = "lower target.min_votes, " if by_votes else ""
     advice = {
-        "human_wins": "try easier prompts, or more sampling.replies_per_prompt",
+        "human_wins": f"{votes}try easier prompts, or more sampling.replies_per_prompt",
         "all_pass": "objective.loss: sft, or objective.nll_weight above 0, learns from winners alone; or use harder prompts",
         "none_pass": "try easier prompts, more sampling.replies_per_prompt, or another target.checker",
         "ties": "more sampling.replies_per_prompt make ties rare",

@@ -130,7 +130,7 @@ def _left_out(target: TargetSection) -> str:
 
 def _learned(recipe: Recipe) -> str:
     target = recipe.target
-    weighed = "; each prompt is weighed by its margin of votes" if target.counts_votes and target.weigh_votes else ""
+    weighed = "; a prompt that is won by votes is weighed by their margin" if target.counts_votes and target.weigh_votes else ""
     if not recipe.objective.kind.uses_margins:
         return f"The player is trained on the winners only, by their likelihood (objective.loss: {recipe.objective.name}){weighed}."
     anchored = any(recipe.objective.uses_likelihood(t) for t in range(recipe.iterations))
