@@ -48,7 +48,7 @@ def judged(*arms: dict[str, Any], best: int = 1, rates: dict[str, Any] | None = 
 
 def test_a_winner_whose_replies_are_cut_is_not_praised(made: Path) -> None:
     summary = summary_of(made)
-    told = "But 5 of its 12 replies are cut: fix that before you use or compare it."
+    told = "But its replies to 5 of 12 prompts are cut: fix that before you use or compare it."
     assert told not in verdict(summary)
     summary["controls"][0]["scores"]["truncated"]["value"] = 5 / 12
     assert told in verdict_lines(summary)[1]

@@ -153,8 +153,9 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
     is_control = first is not best and not first["player"].isdigit()
     if is_control:
         is_significant = best is not None and best["behind"] is not None and best["behind"]["low"] > 0
-        sentence = "A control beats the game significantly" if is_significant else "A control is ahead of the game, but not significantly"
-        return f"{sentence}: {first['name']} is the better use of compute here. Use it: {export}.{_elsewhere(summary)}"
+        beaten = f"A control beats the game significantly: {first['name']} is the better use of compute here. Use it"
+        ahead = "A control is ahead of the game, but not significantly: more held-out rows would show whether it is better. If you use it"
+        return f"{beaten if is_significant else ahead}: {export}.{_elsewhere(summary)}"
     gained = first["over_start"]
     if gained is None or gained["low"] <= 0:
         return f"Its gain over the start is not significant: more held-out rows would show whether it is real. If you use it: {export}."
@@ -179,7 +180,7 @@ def _caution(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     entry = entries_of(summary).get(first["player"])
     if entry is None or (cut := entry["scores"]["truncated"])["value"] <= MOST_CUT:
         return ""
-    return f" But {round(cut['value'] * cut['n'])} of its {cut['n']} replies are cut: fix that before you use or compare it."
+    return f" But its replies to {round(cut['value'] * cut['n'])} of {cut['n']} prompts are cut: fix that before you use or compare it."
 
 
 def _elsewhere(summary: Mapping[str, Any]) -> str:
