@@ -354,6 +354,24 @@ def test_hub_options_are_refused_for_files(tmp_path, option):
         load(jsonl(tmp_path, {"prompt": "Q", "completion": "A"}), **{option: "main"})
 
 
+@pytest.mark.parametrize("files", [1, 2])
+def test_a_split_of_local_files_is_reported_to_have_no_effect(tmp_path, files):
+    """A recipe for a Hub data set has one, and may be played on a file; the whole file is read then."""
+    paths = [tmp_path / f"{number}.jsonl" for number in range(files)]
+    for number, path in enumerate(paths):
+        path.write_text(json.dumps({"prompt": f"Q{number}", "completion": "A"}) + "\n", encoding="utf-8")
+    source = DataSection(path=tuple(map(str, paths)), split="test")
+    loaded = load_conversations(source, seed=0)
+    assert len(loaded.rows) == files
+    assert [line for line in loaded.notices if "no effect" in line] == [f"data.split test has no effect: {source.named} is read as a whole"]
+    assert not [line for line in load_conversations(section(paths[0]), seed=0).notices if "no effect" in line]
+
+
+def test_a_split_of_built_in_rows_is_reported_to_have_no_effect():
+    notices = load_conversations(section("builtin:digits", split="test"), seed=0).notices
+    assert "data.split test has no effect: builtin:digits is read as a whole" in notices
+
+
 # --- the Hub and the built-in tasks ---
 
 

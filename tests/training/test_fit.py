@@ -558,6 +558,19 @@ def test_a_finished_fit_goes_on_from_its_last_checkpoint(start: Path, other: Pat
     assert [row["step"] for row in metrics(tmp_path)] == list(range(7))
 
 
+def test_an_interrupted_fit_without_its_metrics_is_refused(start: Path, tmp_path: Path) -> None:
+    """Without them the tokens of the steps before the checkpoint would be missing in the cost that controls are given."""
+    section = settings()
+    plan = plan_of(section, len(DUELS), epochs=2.0)
+    task = SpinTask(DUELS, plain_opponent(start), 1.0, "logistic")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at_step(patch, 5)
+        run_fit(tmp_path, start, task, plan, section)
+    (tmp_path / METRICS).unlink()
+    with pytest.raises(UserError, match="its first 4 lines are not the metrics of the first 4 steps"):
+        run_fit(tmp_path, start, task, plan, section)
+
+
 def test_an_interrupted_fit_remembers_what_the_watch_saw(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The facts of the stage must not depend on where it was killed."""
     monkeypatch.setattr("sparring.training.fit.FEWEST", 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from sparring.config import PairsSection
@@ -40,11 +41,15 @@ def open_table(section: Source, seed: int, bad: BadRows) -> Table:
 def _open(section: Source, seed: int, bad: BadRows) -> Table:
     if section.named.startswith("builtin:"):
         _refuse_hub_options(section, "built-in data")
-        return _builtin(section.named, seed, bad)
+        return _with_unused_split(_builtin(section.named, seed, bad), section)
     files = local_files(section)
     if files is None:
         return read_hub(section)
     _refuse_hub_options(section, "a local file")
+    return _with_unused_split(_of_files(files, section, bad), section)
+
+
+def _of_files(files: list[Path], section: Source, bad: BadRows) -> Table:
     tables = [READERS[_kind(file)](file, bad) for file in files]
     if len(tables) == 1:
         return tables[0]
@@ -141,6 +146,14 @@ def _refuse_hub_options(section: Source, what: str) -> None:
         if (value := getattr(section, key)) is not None:
             why = f"{value!r} is for Hub data sets, but {section.named} is {what}"
             raise UserError(why, where=f"{section.option}.{key}", remedy="leave it out")
+
+
+def _with_unused_split(table: Table, section: Source) -> Table:
+    """The table with a notice of a split that was asked for. It is not refused: a recipe for a Hub data set may be played on a file."""
+    if section.split == type(section).model_fields["split"].default:
+        return table
+    notice = f"{section.option}.split {section.split} has no effect: {section.named} is read as a whole"
+    return replace(table, notices=(notice, *table.notices))
 
 
 def _exists(path: Path) -> bool:

@@ -218,15 +218,15 @@ def _metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
 
     Raises UserError if the file lacks some of them.
     """
-    if not path.exists():
+    if not path.exists() and not step:
         return []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()[:step]
+        lines = path.read_text(encoding="utf-8").splitlines()[:step] if path.exists() else []
         rows = [json.loads(line) for line in lines]
     except (ValueError, RecursionError):
         rows = []
     if len(rows) < step or not all(isinstance(row, dict) for row in rows):
-        remedy = "it was truncated or edited by hand; restore it, or redo the stage with --restart-from"
+        remedy = "it was deleted, truncated or edited by hand; restore it, or redo the stage with --restart-from"
         raise UserError(f"its first {step} lines are not the metrics of the first {step} steps", where=str(path), remedy=remedy)
     write_text(path, "".join(line + "\n" for line in lines))
     return rows
