@@ -236,5 +236,5 @@ def _not_finite(what: str, step: int, names: Sequence[str]) -> AgreedError:
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     return AgreedError(
         f"the {what} is not finite at step {step} (rows {shown}); no update was made",
-        remedy="lower train.lr (or sft.lr), keep max_grad_norm, or look at these rows in data/train.parquet",
+        remedy="lower train.lr (or sft.lr) and redo the stage with --restart-from, or look at these rows in data/train.parquet",
     )
