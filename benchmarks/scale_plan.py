@@ -101,7 +101,7 @@ def checkpoint_bytes(game: Game, found: dict[str, Any], stage: dict[str, Any]) -
 
 def table(game: Game) -> Iterator[str]:
     found = plan(game)
-    yield f"| {game.name} | hours | received by a device, TB | hours of that alone | checkpoints, TB | hours of that alone |"
+    yield f"| {game.name} | hours | received by a device, TB | hours for receiving | checkpoints, TB | hours for writing |"
     yield "|---|---|---|---|---|---|"
     rows = list(moved(game, found))
     for row in [*(row for row in rows if not row.stage.endswith("/measure")), total(rows)]:
