@@ -28,6 +28,7 @@ FREE = {
     "data.path": "the content of the rows is pinned, wherever they are",
     "data.revision": "as the rows that it leads to",
     "data.name": "as the rows that it leads to",
+    "data.split": "as the rows that it leads to",
     "data.on_bad_row": "decides whether there is a table at all",
     "data.checker_columns": "for a function of the user's own, as below",
     "data.prompts": "for verified and majority targets, as below",
