@@ -18,7 +18,7 @@ STYLE = ROOT / "docs" / "style.md"
 PLACES = ("README.md", "CHANGELOG.md", "docs/*.md", "recipes/**/*.md", "recipes/**/*.yaml", "benchmarks/tasks/*.yaml")
 PLACES += ("src/sparring/**/*.py", "src/sparring/report/templates/*.*", "benchmarks/**/*.py", "scripts/*.py")
 # the table itself, the prompts of a judge, whose words are part of what they measure, and a key of benchmarks/results
-NOT_SEARCHED = {"docs/style.md", "src/sparring/evaluation/judge.py", "benchmarks/step_profile.py"}
+NOT_SEARCHED = {"docs/style.md", "src/sparring/evaluation/judge_prompts.py", "benchmarks/step_profile.py"}
 
 # What is no prose of a page: tables that a script writes, fenced blocks except for their comments, code, comments of HTML, link targets
 MADE = re.compile(r"^<!-- (?:table|targets): .*?^<!-- end -->$", re.DOTALL | re.MULTILINE)

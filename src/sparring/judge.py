@@ -15,7 +15,8 @@ from rich.text import Text
 from sparring.config import ServerSection
 from sparring.console import log, log_file
 from sparring.errors import UserError
-from sparring.evaluation.judge import FILE, VERSION, Judge, Judgment, Question, read_judgments, read_questions
+from sparring.evaluation.judge import FILE, Judge, Judgment, read_judgments
+from sparring.evaluation.judge_prompts import VERSION, Question, read_questions
 from sparring.evaluation.mt_bench import ANSWERS, answer_questions, compare, grade, read_answers
 from sparring.opponent.engines import Sampler
 from sparring.players import LOG, EvaluatedPlayer, Results, default_out, is_run, remade_stage, resolve_models, slug

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparring.evaluation.judge import comparing, grading, read_grade, read_verdict
+from sparring.evaluation.judge_prompts import comparing, grading, read_grade, read_verdict
 
 
 @pytest.mark.parametrize(

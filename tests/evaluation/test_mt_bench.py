@@ -16,7 +16,8 @@ from loopback import Fault
 
 from sparring.config import ServerSection
 from sparring.errors import UserError
-from sparring.evaluation.judge import FILE, Judge, read_judgments, read_questions
+from sparring.evaluation.judge import FILE, Judge, read_judgments
+from sparring.evaluation.judge_prompts import read_questions
 from sparring.evaluation.mt_bench import compare, grade
 from sparring.opponent import endpoints
 

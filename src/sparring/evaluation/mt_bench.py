@@ -10,19 +10,9 @@ from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.records import Message
 from sparring.errors import UserError
-from sparring.evaluation.judge import (
-    COMPARE_FORM,
-    GRADE_FORM,
-    Judge,
-    JudgeTask,
-    Judgment,
-    Question,
-    comparing,
-    grading,
-    read_grade,
-    read_verdict,
-)
 from sparring.evaluation.judge import FILE as JUDGMENTS
+from sparring.evaluation.judge import Judge, JudgeTask, Judgment
+from sparring.evaluation.judge_prompts import COMPARE_FORM, GRADE_FORM, Question, comparing, grading, read_grade, read_verdict
 from sparring.evaluation.metrics import Score, mean_score
 from sparring.opponent.engines import Sampler
 from sparring.opponent.protocol import Prompt, Stream
