@@ -36,6 +36,7 @@ USUAL_COLUMNS: tuple[dict[str, tuple[str, ...]], ...] = (
 )
 WIDTH = 100  # of a line with its comment
 TOKENS_PER_WORD, BYTES_PER_TOKEN = 1.5, 4  # without a tokenizer; bytes for long texts without blanks
+REPLIES = 2  # to each prompt: the fewest that can vote
 WHOLE_REPLY = {"evaluate": {"answer_pattern": "(?s).+"}}
 LONGEST = 2048  # tokens: the highest limit of prompts or replies that is proposed
 
@@ -87,7 +88,7 @@ def write_recipe(data: str, model: str, overrides: Sequence[str], output: Path, 
     _require_free(output, force)
     values: dict[str, Any] = {"run_dir": f"runs/{_name_of(data)}", "model": {"path": model}, "data": {"path": data}}
     # in the place of what is proposed below, without which an override could be refused
-    wanted = load_recipe({**values, **WHOLE_REPLY, "sampling": {"replies_per_prompt": 2}}, overrides)
+    wanted = load_recipe({**values, **WHOLE_REPLY, "sampling": {"replies_per_prompt": REPLIES}}, overrides)
     rows = _look(wanted)
     sample = rows.located[:SAMPLE_ROWS]
     lengths = _lengths(sample, wanted.model)
@@ -197,7 +198,7 @@ def _proposed(
         "data": data,
         "sft": {"lr": 2e-5, "epochs": 1, "batch_size": batch},
         "iterations": 3,
-        "sampling": {"max_new_tokens": _rounded(lengths.usual_reply), "replies_per_prompt": 2},
+        "sampling": {"max_new_tokens": _rounded(lengths.usual_reply), "replies_per_prompt": REPLIES},
         "objective": {"window": 2},  # beta has its default, which the target decides
         "train": {"optimizer": "adamw", "lr": 1e-5, "epochs": 1, "batch_size": batch},
         "controls": "continued-sft",

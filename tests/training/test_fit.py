@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -558,17 +559,23 @@ def test_a_finished_fit_goes_on_from_its_last_checkpoint(start: Path, other: Pat
     assert [row["step"] for row in metrics(tmp_path)] == list(range(7))
 
 
-def test_an_interrupted_fit_without_its_metrics_is_refused(start: Path, tmp_path: Path) -> None:
-    """Without them the tokens of the steps before the checkpoint would be missing in the cost that controls are given."""
+def killed_fit(start: Path, folder: Path) -> Callable[[], FitResult]:
+    """A training in `folder` that was killed in its sixth step, after the checkpoint of four; the call resumes it."""
     section = settings()
     plan = plan_of(section, len(DUELS), epochs=2.0)
-    task = SpinTask(DUELS, plain_opponent(start), 1.0, "logistic")
+    rerun = partial(run_fit, folder, start, SpinTask(DUELS, plain_opponent(start), 1.0, "logistic"), plan, section)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_at_step(patch, 5)
-        run_fit(tmp_path, start, task, plan, section)
+        rerun()
+    return rerun
+
+
+def test_an_interrupted_fit_without_its_metrics_is_refused(start: Path, tmp_path: Path) -> None:
+    """Without them the tokens of the steps before the checkpoint would be missing in the cost that controls are given."""
+    rerun = killed_fit(start, tmp_path)
     (tmp_path / METRICS).unlink()
     with pytest.raises(UserError, match="its first 4 lines are not the metrics of the first 4 steps"):
-        run_fit(tmp_path, start, task, plan, section)
+        rerun()
 
 
 def test_an_interrupted_fit_remembers_what_the_watch_saw(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -576,13 +583,8 @@ def test_an_interrupted_fit_remembers_what_the_watch_saw(start: Path, tmp_path: 
     monkeypatch.setattr("sparring.training.fit.FEWEST", 2)
     monkeypatch.setattr("sparring.training.fit.STDERRS", -math.inf)  # every reward is a fall
     monkeypatch.setattr("sparring.training.fit._margin", lambda rows: rows[-1]["step"] + 1)
-    section = settings()
-    plan = plan_of(section, len(DUELS), epochs=2.0)
-    task = SpinTask(DUELS, plain_opponent(start), 1.0, "logistic")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        kill_at_step(patch, 5)
-        run_fit(tmp_path, start, task, plan, section)
-    assert run_fit(tmp_path, start, task, plan, section).facts["human_logp_warning_at_step"] == 3
+    rerun = killed_fit(start, tmp_path)
+    assert rerun().facts["human_logp_warning_at_step"] == 3
 
 
 def test_the_opponent_pass_goes_on_from_its_shards(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
