@@ -39,7 +39,7 @@ def test_the_functions_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_limits_of_the_page() -> None:
     assert f"One call has {pool.BATCH} replies at most" in PAGE
-    assert pool.LOADING == 6 and "loading the file six times that" in PAGE
+    assert pool.LOADING == 6 and "Loading the file may take six times as long" in PAGE
     assert all(name in PAGE for name in pool.KEPT)
     assert os.path.basename(pool.WORKER) == "worker.py"
 
