@@ -574,6 +574,17 @@ def test_a_restart_from_nowhere(copy: Game) -> None:
     assert outcome(copy.root) == before
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("sft.lr=1e-3", "stage sft was made from other inputs"), ("sampling.max_new_tokens=100000", "does not fit the model's context")],
+)
+def test_a_restart_that_is_refused_before_its_stage_deletes_nothing(copy: Game, override: str, words: str) -> None:
+    before, state = outcome(copy.root), copy.state()
+    refused(copy.run(override, "objective.beta=0.5", "--restart-from", "iterations/000/train"), words)
+    assert outcome(copy.root) == before and copy.state() == state
+    replayed(copy)
+
+
 def test_run_dir_is_a_file(game: Game) -> None:
     (game.folder / "run").write_text("x")
     refused(game.run(), "run_dir (run)", "cannot create the run directory")

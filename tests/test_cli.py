@@ -137,6 +137,22 @@ def test_a_restart_that_was_killed_goes_on_without_the_option(copy: Game, played
     assert_same_outcome(copy.root, played.root)
 
 
+def test_while_a_stage_is_redone_the_results_are_those_of_the_iterations_before(copy: Game, played: Game) -> None:
+    killed = copy.run("--restart-from", "iterations/001/train", sabotage=[working("iterations/001/train", 2)])
+    assert killed.code == -9
+    summary = copy.json("summary.json")
+    assert len(summary["iterations"]) == 1 and summary["stop_reason"] is None and not summary["controls"]
+    assert (copy.root / "best").readlink().as_posix() == "iterations/000"
+    assert copy.run().code == 0
+    assert_same_outcome(copy.root, played.root)
+
+
+def test_a_restart_deletes_stages_that_a_shorter_game_no_longer_has(copy: Game) -> None:
+    result = copy.run("iterations=1", "--restart-from", "iterations/001")
+    assert result.code == 0 and "removed stage iterations/001/train" in result.err, result.err
+    assert not (copy.root / "iterations/001/train").exists() and (copy.root / "iterations/000/train").exists()
+
+
 @pytest.fixture(scope="module")
 def longer(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
     """Three iterations from the start."""

@@ -377,6 +377,12 @@ def test_another_rule_is_another_game(copy: Game, option: str, words: str) -> No
     assert copy.state() == before
 
 
+def test_another_rule_loses_no_later_iteration_before_it_is_refused(copy: Game) -> None:
+    before = copy.state()
+    refused(copy.run("target.min_votes=0.9", "--restart-from", "iterations/001"), OTHER, "--restart-from iterations/000/score")
+    assert copy.state() == before
+
+
 def test_another_rule_after_training_by_likelihood(begin: Begin) -> None:
     """There are no log-probs of opponents, and it is the training that knows its winners."""
     game = begin(**GAMES["verified, sft"])

@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -58,6 +58,7 @@ class RunDir:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._redone: list[str] = []
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -148,7 +149,7 @@ class RunDir:
 
     def finished(self, name: str) -> StageRecord | None:
         """The finished stage, or None. Reads `done.json` only."""
-        return self._read_done(name) if (self.root / name / DONE).exists() else None
+        return self._read_done(name) if name not in self._redone and (self.root / name / DONE).exists() else None
 
     def verified(self, name: str) -> StageRecord:
         """The finished stage. Raises UserError when a file was changed by hand; cheap while sizes and times are those of the commit."""
@@ -158,6 +159,8 @@ class RunDir:
 
     def inputs_of(self, name: str) -> dict[str, Any] | None:
         """What a stage, finished or begun, was or is being made from; None where there is none."""
+        if name in self._redone:
+            return None
         if (found := self.finished(name)) is not None:
             return found.inputs
         partial = self.root / (name + PARTIAL)
@@ -181,6 +184,22 @@ class RunDir:
                 shutil.rmtree(folder)
                 removed = True
         return removed
+
+    def redo(self, stages: Sequence[str]) -> None:
+        """Treat these stages as if there were none of them, until `delete_redone` deletes them: a run that ends before has lost nothing."""
+        self._redone = list(stages)
+
+    def is_redone(self, name: str) -> bool:
+        """Whether the stage is one of those that `redo` was called with and that are not deleted yet."""
+        return name in self._redone
+
+    def delete_redone(self, first: str | None = None) -> list[str]:
+        """Delete the stages of `redo`, from `first` on if it is given, the last one first, so that a kill in between leaves a run that can
+        resume. Returns the names of those that were on the disk."""
+        begin = 0 if first is None else self._redone.index(first)
+        deleted = [name for name in reversed(self._redone[begin:]) if self.remove_stage(name)]
+        del self._redone[begin:]
+        return deleted
 
     def remove_changed(self, name: str, inputs: dict[str, Any]) -> list[str]:
         """Delete a stage, finished or begun, that was made from other inputs; returns in which it differed."""

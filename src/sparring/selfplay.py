@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
             kind = "cpu" if with_config(recipe.launcher).cpu else make_accelerator().device.type
             recipe = with_precision(with_engine(recipe, *games), kind, *games)
             if restart_from is not None:
-                redo(recipe, directory, restart_from)
+                controls = [section.folder for section in recipe.controls]
+                directory.redo(stages_from(restart_from, directory.root, recipe.iterations, controls))
             if not (directory.root / RECIPE).exists():
                 write_text(directory.root / RECIPE, to_yaml(recipe))
             with open_calls(recipe, directory.root) as calls, tracked(recipe, directory.root):
@@ -78,6 +80,7 @@ def play(context: RunContext, finished: Sequence[Player] = ()) -> dict[str, Any]
     finished: on ranks, the players of the first iterations, which are not read again; without ranks all stages are checked for changes.
     """
     recipe = context.recipe
+    context.on_redo = partial(_redo, context)
     if not context.is_rank:
         check(context)
         check_controls(context)
@@ -86,6 +89,7 @@ def play(context: RunContext, finished: Sequence[Player] = ()) -> dict[str, Any]
     measure_headroom(context, start)
     players = _of_this_game(context, scores_of(start), finished)
     iterations = [scores_of(one) for one in players]
+    context.on_redo = partial(_redo, context, start=scores_of(start), iterations=iterations)
     player = players[-1] if players else start
     reason = stop_reason(recipe, scores_of(start), iterations, graded_vote_shares(context, len(iterations)))
     while reason is None:
@@ -106,6 +110,7 @@ def play(context: RunContext, finished: Sequence[Player] = ()) -> dict[str, Any]
     best = best_iteration(iterations, recipe.metric) if iterations else None
     controls = play_controls(context, GameResult(start, players, best))
     scores = {name: scores_of(player) for name, player in controls.items()}
+    _delete_redone(context)  # those that this game no longer has
     return _publish(context, scores_of(start), iterations, scores, reason)
 
 
@@ -127,6 +132,20 @@ def publish_iteration(context: RunContext, start: PlayerScores, iterations: Sequ
     if published is None or len(iterations) > len(published["iterations"]):
         _publish(context, start, iterations, {}, None)
     warn_of_collapse(context, start, iterations)
+
+
+def _redo(context: RunContext, first: str, start: PlayerScores | None = None, iterations: Sequence[PlayerScores] = ()) -> None:
+    """Delete the stages to redo from `first` on, and before them the results that describe them; then publish the iterations before."""
+    for derived in (SUMMARY, REPORT, "best"):
+        (context.run.root / derived).unlink(missing_ok=True)
+    _delete_redone(context, first)
+    if start is not None and iterations:
+        _publish(context, start, iterations, {}, None)
+
+
+def _delete_redone(context: RunContext, first: str | None = None) -> None:
+    for name in context.run.delete_redone(first):
+        log.info(f"removed stage {name} (--restart-from)")
 
 
 def _publish(
@@ -164,16 +183,6 @@ def _publish(
     if recipe.report:
         update_report(root, is_over=reason is not None)
     return summary
-
-
-def redo(recipe: Recipe, directory: RunDir, name: str) -> None:
-    """Delete the stage `name` and every later one, the last first, so that a kill in between leaves a run that can resume."""
-    stages = stages_from(name, directory.root, recipe.iterations, [section.folder for section in recipe.controls])
-    for derived in (SUMMARY, REPORT, "best"):  # they describe stages that are deleted below
-        (directory.root / derived).unlink(missing_ok=True)
-    for stage in reversed(stages):
-        if directory.remove_stage(stage):
-            log.info(f"removed stage {stage}: it will be recomputed")
 
 
 def update_report(root: Path, is_over: bool) -> None:
