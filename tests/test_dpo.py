@@ -222,6 +222,12 @@ def test_dpo_costs_what_the_iterations_do(both: Game) -> None:
 COUNTED = (("generate", "sampled_tokens", 1), ("score", "scored_tokens", 1), ("train", "trained_tokens", 3))
 
 
+def test_a_restart_that_is_refused_keeps_the_pairs_and_what_was_trained_on_them(both: Game) -> None:
+    before = both.state()
+    result = both.run("objective.beta=0.5", "--restart-from", "iterations/001/train")
+    assert result.code == 2 and "iterations/000/train was made from other inputs" in result.err and both.state() == before, result.err
+
+
 def test_other_pairs_train_dpo_anew_and_nothing_else(both: Game) -> None:
     write_rows(both.folder / "other.jsonl", pairs(8))
     before = both.state()

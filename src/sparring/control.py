@@ -81,7 +81,7 @@ def check_controls(context: RunContext) -> None:
             log.info(f"{section.title}: {unlike}")
         if (unused := unused_prompts(context.recipe, section)) is not None:
             log.info(f"{section.title}: {unused}")
-        if section.pairs is not None:
+        if section.pairs is not None and not context.run.is_redone(f"{section.folder}/pairs"):  # those are deleted later
             pairs_stage(context, section)
 
 
