@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import typer
 import yaml
 from conftest import Game
 from test_kill_and_resume import assert_same_outcome, metrics, outcome
-from zygote import Sabotage, Zygote, begun, working
+from zygote import Sabotage, Zygote, begun, committed, working
 
 import sparring
 from sparring.cli import app
@@ -151,6 +152,26 @@ def test_a_restart_deletes_stages_that_a_shorter_game_no_longer_has(copy: Game) 
     result = copy.run("iterations=1", "--restart-from", "iterations/001")
     assert result.code == 0 and "removed stage iterations/001/train" in result.err, result.err
     assert not (copy.root / "iterations/001/train").exists() and (copy.root / "iterations/000/train").exists()
+
+
+def test_a_restart_of_stages_that_the_game_no_longer_has_deletes_the_results_first(copy: Game) -> None:
+    shorter = "iterations=1", "controls=null"
+    killed = copy.run(*shorter, "--restart-from", "iterations/001", sabotage=[Sabotage("shutil:rmtree", args="iterations/001/evaluate$")])
+    assert killed.code == -9 and not (copy.root / "summary.json").exists() and not (copy.root / "best").exists()
+    assert copy.run(*shorter).code == 0 and len(copy.json("summary.json")["iterations"]) == 1
+
+
+def test_a_restart_that_ends_before_its_stage_says_that_it_has_deleted_nothing(copy: Game) -> None:
+    before = copy.state()
+    other = r"evaluate.answer_pattern=\d"  # evaluates the start again, which is before the stage
+    ended = copy.run(other, "--restart-from", "iterations/001", sabotage=[replace(committed("start/evaluate"), do="interrupt")])
+    assert ended.code == 130 and "--restart-from has deleted nothing" in ended.err, ended.err
+    assert {name for name in before if name.startswith("iterations/")} <= copy.state().keys()
+
+
+def test_a_restart_without_the_sft_stage_removes_it(copy: Game) -> None:
+    killed = copy.run("sft=null", "controls=null", "--restart-from", "sft", sabotage=[begun("iterations/001/train")])
+    assert killed.code == -9 and not (copy.root / "sft").exists()
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from sparring.data.chat import Chat
 from sparring.data.preferences import PAIR_COUNTS, prepare_pairs, read_pairs
 from sparring.data.records import PromptSet
 from sparring.data.tables import read_rows
+from sparring.rundir import RunDir
 from sparring.stage_names import stages_of_game
 from sparring.tracking.sending import points, series_of
 from sparring.training.plan import TrainPlan
@@ -184,7 +185,7 @@ def test_the_report_and_the_status_tell_of_every_control(both: Game) -> None:
 def test_what_trackers_are_sent_of_every_control(both: Game) -> None:
     """After the steps that its start has behind it: 6 of SFT, and 6 and 12 of the iterations."""
     best = both.json("summary.json")["best"]["iteration"]
-    series = {one.name: list(points(both.root, one, -1)) for one in series_of(load_recipe(both.folder / "recipe.yaml"))}
+    series = {one.name: list(points(RunDir(both.root), one, -1)) for one in series_of(load_recipe(both.folder / "recipe.yaml"))}
     assert list(series) == ["game", "continued-sft", "dpo", "spin-dpo", "half-epoch"]
     assert [series[name][0].step for name in ("continued-sft", "dpo", "spin-dpo", "half-epoch")] == [7, 7, (13, 25)[best], 7]
     for name, found in series.items():
@@ -226,6 +227,14 @@ def test_a_restart_that_is_refused_keeps_the_pairs_and_what_was_trained_on_them(
     before = both.state()
     result = both.run("objective.beta=0.5", "--restart-from", "iterations/001/train")
     assert result.code == 2 and "iterations/000/train was made from other inputs" in result.err and both.state() == before, result.err
+    assert "--restart-from has deleted nothing" in result.err
+
+
+def test_bad_pairs_are_refused_before_a_restart_deletes_their_control(both: Game) -> None:
+    write_rows(both.folder / "bad.jsonl", [{"prompt": "a", "chosen": "b"}])
+    before = both.state()
+    result = both.run("controls={kind: dpo, pairs: bad.jsonl, epochs: 1}", "--restart-from", "iterations/001/train")
+    assert result.code == 2 and "need a column 'rejected'" in result.err and both.state() == before, result.err
 
 
 def test_other_pairs_train_dpo_anew_and_nothing_else(both: Game) -> None:

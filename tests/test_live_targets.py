@@ -69,7 +69,7 @@ def test_a_kill_between_grading_and_training_says_how_to_resume(copied: Game) ->
 
 def sent(game: Game) -> list[Point]:
     (series,) = (one for one in series_of(load_recipe(game.folder / "recipe.yaml")) if one.name == "game")
-    return list(points(game.root, series, -1))
+    return list(points(RunDir(game.root), series, -1))
 
 
 def test_trackers_get_the_rates_with_the_first_step_and_all_scores_with_the_last(majority_game: Game) -> None:

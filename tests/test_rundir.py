@@ -448,9 +448,11 @@ def test_where_a_restart_begins(tmp_path: Path) -> None:
     assert stages_from("iterations/001/train", tmp_path, 2, controls)[0] == "iterations/001/train"
     (tmp_path / "iterations" / "004").mkdir(parents=True)
     assert "iterations/004/evaluate" in stages_from("sft", tmp_path, 2, controls), "what an earlier, longer run left goes too"
-    (tmp_path / "dpo" / "train").mkdir(parents=True)
-    (tmp_path / "dpo" / "train" / "done.json").write_text("{}")
-    assert stages_from("continued-sft", tmp_path, 2, controls)[-4:] == [f"dpo/{part}" for part in ("train", *of_player)]
+    for owner in ("dpo", "probe"):
+        (tmp_path / owner / "train").mkdir(parents=True)
+        (tmp_path / owner / "train" / "done.json").write_text("{}")
+    of_dpo = [f"dpo/{part}" for part in ("train", *of_player)]
+    assert stages_from("continued-sft", tmp_path, 2, controls)[-4:] == of_dpo, "the probe is no control"
     with pytest.raises(UserError, match="no stage named 'iteration/001'; did you mean iterations/001") as caught:
         stages_from("iteration/001", tmp_path, 2, controls)
     assert "start" in caught.value.remedy and caught.value.where == "--restart-from"

@@ -383,6 +383,16 @@ def test_another_rule_loses_no_later_iteration_before_it_is_refused(copy: Game) 
     assert copy.state() == before
 
 
+def test_a_refused_restart_keeps_the_headroom_and_its_short_sft(tmp_path: Path, whole: Callable[[str], Game]) -> None:
+    copied = game_in(tmp_path / "game", whole(HEADROOM).zygote, **GAMES[HEADROOM])
+    shutil.copytree(whole(HEADROOM).root, copied.root, symlinks=True)
+    before, summary = copied.state(), copied.json("summary.json")
+    result = copied.run("target.max_winners=1", "--restart-from", "rft")
+    refused(result, "made from other winners")
+    assert "--restart-from has deleted nothing" in result.err
+    assert copied.state() == before and copied.json("summary.json") == summary
+
+
 def test_another_rule_after_training_by_likelihood(begin: Begin) -> None:
     """There are no log-probs of opponents, and it is the training that knows its winners."""
     game = begin(**GAMES["verified, sft"])

@@ -15,6 +15,7 @@ from zygote import ADVANCE, Sabotage, unnamed
 
 from sparring.config import load_recipe
 from sparring.errors import UserError
+from sparring.rundir import RunDir
 from sparring.tracking import sending, trackers
 from sparring.tracking.sending import Point, _Sender, identities, points, series_of
 from sparring.tracking.trackers import Opened, flat, require_trackers
@@ -26,7 +27,7 @@ GAME_STEPS, EVALUATED_AT = list(range(1, 25)), [6, 12, 24]
 def everything(game: Game, name: str = "game") -> list[Point]:
     recipe = load_recipe(game.folder / "recipe.yaml")
     (series,) = (one for one in series_of(recipe) if one.name == name)
-    return list(points(game.root, series, -1))
+    return list(points(RunDir(game.root), series, -1))
 
 
 # ---------------------------------------------------------------------------------------------- what is sent
@@ -62,7 +63,7 @@ def test_the_last_step_of_a_stage_waits_for_its_scores(copy: Game) -> None:
     with open(train.with_name("train.partial") / "metrics.jsonl", "a") as file:
         file.write('{"iteration": 1, "st')  # being written
     assert [point.step for point in everything(copy)] == GAME_STEPS[:-1]
-    assert [point.step for point in points(copy.root, series_of(load_recipe(copy.folder / "recipe.yaml"))[0], 20)] == [21, 22, 23]
+    assert [point.step for point in points(RunDir(copy.root), series_of(load_recipe(copy.folder / "recipe.yaml"))[0], 20)] == [21, 22, 23]
 
 
 def test_without_sft_the_start_stands_at_step_0(game: Game) -> None:
@@ -109,7 +110,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 def send(game: Game, *overrides: str, times: int = 1) -> None:
-    sender = _Sender(load_recipe(game.folder / "recipe.yaml", ["track=tensorboard", *overrides]), game.root)
+    sender = _Sender(load_recipe(game.folder / "recipe.yaml", ["track=tensorboard", *overrides]), RunDir(game.root))
     for turn in range(times):
         sender.send(is_last=turn == times - 1)
 
@@ -134,6 +135,13 @@ def test_what_was_lost_on_the_way_is_sent_again(copy: Game, recorder: Recorder) 
         del game[step]
     send(copy)
     assert list(game) == GAME_STEPS and len(recorder.runs) == 2
+
+
+def test_stages_that_are_to_be_redone_have_no_points(copy: Game) -> None:
+    run, (series, *_) = RunDir(copy.root), series_of(load_recipe(copy.folder / "recipe.yaml"))
+    run.redo(["iterations/001/train", "iterations/001/measure", "iterations/001/evaluate"])
+    assert [point.step for point in points(run, series, -1)] == GAME_STEPS[:12]
+    assert list(identities(run, series)) == ["sft", "iterations/000/train"]
 
 
 def test_a_stage_made_from_something_else_is_another_run(copy: Game, recorder: Recorder) -> None:

@@ -12,7 +12,7 @@ from sparring.config import ControlSection, OptimSection, Recipe, TrainSection, 
 from sparring.console import counted, log
 from sparring.cost import cost_of, iterations_cost
 from sparring.data.records import Contest
-from sparring.dpo import pairs_stage, train_dpo
+from sparring.dpo import check_pairs, train_dpo
 from sparring.policy.player import Player
 from sparring.stage_names import iteration_stage
 from sparring.stages.context import Common, RunContext
@@ -81,8 +81,8 @@ def check_controls(context: RunContext) -> None:
             log.info(f"{section.title}: {unlike}")
         if (unused := unused_prompts(context.recipe, section)) is not None:
             log.info(f"{section.title}: {unused}")
-        if section.pairs is not None and not context.run.is_redone(f"{section.folder}/pairs"):  # those are deleted later
-            pairs_stage(context, section)
+        if section.pairs is not None:
+            check_pairs(context, section)
 
 
 def unlike_lr(recipe: Recipe, section: ControlSection) -> str | None:

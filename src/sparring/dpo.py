@@ -11,7 +11,7 @@ from typing import Any
 from sparring.config import ControlSection, DataSection, PairsSection, TrainSection, at_iteration, control_batch_size, control_lr
 from sparring.console import log
 from sparring.data.chat import Chat
-from sparring.data.preferences import prepare_pairs, read_pairs, write_pairs
+from sparring.data.preferences import PreparedPairs, prepare_pairs, read_pairs, write_pairs
 from sparring.data.prepare import ROW_OPTIONS, changed
 from sparring.data.records import Duel, PromptSet
 from sparring.policy.batches import Layout, branches_of
@@ -42,16 +42,30 @@ class Limits:
 
 def pairs_stage(context: RunContext, section: ControlSection) -> StageRecord:
     """The pairs, tokenised."""
-    assert section.pairs is not None
-    name, data, seed = f"{section.folder}/pairs", context.recipe.data, context.recipe.seed
-    chat, held_out = context.chat, context.held_out
+    return context.run_stage(f"{section.folder}/pairs", partial(_prepare, section.title, **_arguments(context, section)))
+
+
+def check_pairs(context: RunContext, section: ControlSection) -> None:
+    """Raise UserError for pairs that cannot be read. They are tokenised here, unless the stage is to be redone later."""
+    if f"{section.folder}/pairs" in context.run.redone:
+        _read(**_arguments(context, section))
+    else:
+        pairs_stage(context, section)
+
+
+def _arguments(context: RunContext, section: ControlSection) -> dict[str, Any]:
+    data = context.recipe.data
     limits = Limits(DataSection(path=data.path, **{name: getattr(data, name) for name in (*DATA_LIMITS, *ROW_OPTIONS)}))
-    work = partial(_prepare, section.title, pairs=section.pairs, limits=limits, held_out=held_out, chat=chat, seed=seed)
-    return context.run_stage(name, work)
+    of_run = {"held_out": context.held_out, "chat": context.chat, "seed": context.recipe.seed}
+    return {"pairs": section.pairs, "limits": limits, **of_run}
+
+
+def _read(*, pairs: PairsSection, limits: Limits, held_out: Examples, chat: Chat, seed: int) -> PreparedPairs:
+    return prepare_pairs(pairs, limits.section, chat, seed, PromptSet(held_out))
 
 
 def _prepare(title: str, stage: Path, *, pairs: PairsSection, limits: Limits, held_out: Examples, chat: Chat, seed: int) -> dict[str, Any]:
-    found = prepare_pairs(pairs, limits.section, chat, seed, PromptSet(held_out))
+    found = _read(pairs=pairs, limits=limits, held_out=held_out, chat=chat, seed=seed)
     write_pairs(stage / PAIRS, found.duels)
     for notice in found.notices:
         log.info(f"{title}: {notice}")

@@ -58,7 +58,7 @@ class RunDir:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._redone: list[str] = []
+        self._redone: tuple[str, ...] = ()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -187,18 +187,18 @@ class RunDir:
 
     def redo(self, stages: Sequence[str]) -> None:
         """Treat these stages as if there were none of them, until `delete_redone` deletes them: a run that ends before has lost nothing."""
-        self._redone = list(stages)
+        self._redone = tuple(stages)
 
-    def is_redone(self, name: str) -> bool:
-        """Whether the stage is one of those that `redo` was called with and that are not deleted yet."""
-        return name in self._redone
+    @property
+    def redone(self) -> tuple[str, ...]:
+        """The stages of `redo` that are not deleted yet."""
+        return self._redone
 
-    def delete_redone(self, first: str | None = None) -> list[str]:
-        """Delete the stages of `redo`, from `first` on if it is given, the last one first, so that a kill in between leaves a run that can
-        resume. Returns the names of those that were on the disk."""
-        begin = 0 if first is None else self._redone.index(first)
-        deleted = [name for name in reversed(self._redone[begin:]) if self.remove_stage(name)]
-        del self._redone[begin:]
+    def delete_redone(self) -> list[str]:
+        """Delete the stages of `redo`, the last one first, so that a kill in between leaves a run that can resume. Returns the names of
+        those that were on the disk."""
+        deleted = [name for name in reversed(self._redone) if self.remove_stage(name)]
+        self._redone = ()
         return deleted
 
     def remove_changed(self, name: str, inputs: dict[str, Any]) -> list[str]:

@@ -58,7 +58,7 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
                 directory.redo(stages_from(restart_from, directory.root, recipe.iterations, controls))
             if not (directory.root / RECIPE).exists():
                 write_text(directory.root / RECIPE, to_yaml(recipe))
-            with open_calls(recipe, directory.root) as calls, tracked(recipe, directory.root):
+            with open_calls(recipe, directory.root) as calls, tracked(recipe, directory):
                 return play(RunContext(recipe, directory, calls=calls))
         except Exception as error:
             log.debug("the run ended here", exc_info=True)  # the traceback goes to run.log alone
@@ -67,6 +67,9 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
             if (problem := memory_error(error)) is not None:
                 raise problem from error
             raise
+        finally:
+            if directory.redone:
+                log.warning("--restart-from has deleted nothing: the run ended before it got to the stage; give the option again")
 
 
 def _other_seeds(root: Path) -> list[Path]:
@@ -110,7 +113,8 @@ def play(context: RunContext, finished: Sequence[Player] = ()) -> dict[str, Any]
     best = best_iteration(iterations, recipe.metric) if iterations else None
     controls = play_controls(context, GameResult(start, players, best))
     scores = {name: scores_of(player) for name, player in controls.items()}
-    _delete_redone(context)  # those that this game no longer has
+    if context.run.redone:  # this game no longer has any of them
+        context.on_redo()
     return _publish(context, scores_of(start), iterations, scores, reason)
 
 
@@ -134,18 +138,14 @@ def publish_iteration(context: RunContext, start: PlayerScores, iterations: Sequ
     warn_of_collapse(context, start, iterations)
 
 
-def _redo(context: RunContext, first: str, start: PlayerScores | None = None, iterations: Sequence[PlayerScores] = ()) -> None:
-    """Delete the stages to redo from `first` on, and before them the results that describe them; then publish the iterations before."""
+def _redo(context: RunContext, start: PlayerScores | None = None, iterations: Sequence[PlayerScores] = ()) -> None:
+    """Delete the stages to redo, and before them the results that describe them; then publish the iterations that are kept."""
     for derived in (SUMMARY, REPORT, "best"):
         (context.run.root / derived).unlink(missing_ok=True)
-    _delete_redone(context, first)
+    for name in context.run.delete_redone():
+        log.info(f"removed stage {name} (--restart-from)")
     if start is not None and iterations:
         _publish(context, start, iterations, {}, None)
-
-
-def _delete_redone(context: RunContext, first: str | None = None) -> None:
-    for name in context.run.delete_redone(first):
-        log.info(f"removed stage {name} (--restart-from)")
 
 
 def _publish(

@@ -159,7 +159,8 @@ def stages_from(name: str, root: Path, iterations: int, controls: Sequence[str])
     """The stages to redo for --restart-from: `name`, which may be a whole iteration (iterations/001), and all after it."""
     trained = [path for pattern in ("*/train/*.json", "*/train.partial/*.json") for path in sorted(root.glob(pattern))]
     owners = [path.parent.parent for path in trained]
-    earlier = [owner.name for owner in owners if not owner.is_symlink()]  # controls of another recipe too; `best` is a link
+    # controls of another recipe too; `best` is a link, and the headroom's probe is no control
+    earlier = [owner.name for owner in owners if not owner.is_symlink() and owner.name not in OF_OWNER]
     names = stage_names(root, iterations, list(dict.fromkeys([*controls, *earlier])))
     first = next((i for i, candidate in enumerate(names) if candidate == name or candidate.startswith(name.rstrip("/") + "/")), None)
     if first is None:

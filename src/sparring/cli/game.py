@@ -25,8 +25,8 @@ def run(
     restart_from: Annotated[
         str | None,
         typer.Option(
-            help="Redo this stage and all after it, for example sft or iterations/001/train. Leave it out when you resume, "
-            "or they are redone again."
+            help="Redo this stage and all after it, for example sft or iterations/001/train. They are deleted when the game gets there; "
+            "from then on leave the option out to resume, or they are redone again."
         ),
     ] = None,
     quiet: Quiet = False,

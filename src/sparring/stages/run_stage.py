@@ -171,7 +171,7 @@ class StageRunner:
     def __init__(self, recipe: Recipe, run: RunDir, target: str | None = None, calls: Calls | None = None) -> None:
         """target: the one stage that this process computes as one of several ranks; None if it plays. calls: for remote ranks."""
         self.recipe, self.run, self.target, self.calls = recipe, run, target, calls
-        self.on_redo: Callable[[str], object] = self.run.delete_redone  # called with the first stage to redo that play gets to
+        self.on_redo: Callable[[], object] = self.run.delete_redone  # called when the game gets to the first stage to redo
 
     @property
     def is_rank(self) -> bool:
@@ -186,8 +186,8 @@ class StageRunner:
         """
         stage, inputs = stage_of(name), fingerprint(work)
         assert stage is not None, f"{name} is not in the table of stages"
-        if self.run.is_redone(name):
-            self.on_redo(name)
+        if name in self.run.redone:
+            self.on_redo()
         update = self.run.changes if stage.replaced else self.run.remove_changed
         if stage.derived and self.target in (None, name) and (changes := from_main(partial(update, name, inputs))):
             log.info(f"recomputing {name}: {'; '.join(changes)}")

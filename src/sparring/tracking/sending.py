@@ -24,7 +24,7 @@ from sparring.console import log
 from sparring.errors import first_line
 from sparring.policy.compute import make_accelerator
 from sparring.report.summary import facts_of
-from sparring.rundir import DONE, PARTIAL, RunDir, digest, read_json, write_json
+from sparring.rundir import PARTIAL, RunDir, digest, read_json, write_json
 from sparring.stage_names import METRICS, SCORES, SFT, START, iteration_name, iteration_of, iteration_stage
 from sparring.tracking.trackers import Opened, SeriesLocation, flat, open_tracker, require_trackers
 
@@ -36,14 +36,14 @@ POLL_SECONDS, RETRY_SECONDS, END_SECONDS = 2.0, 60.0, 60.0
 
 
 @contextlib.contextmanager
-def tracked(recipe: Recipe, root: Path) -> Iterator[None]:
-    """Send the points of the run in `root` while the context lasts, and the rest at its end. Raises UserError for a missing tracker."""
+def tracked(recipe: Recipe, run: RunDir) -> Iterator[None]:
+    """Send the points of the run while the context lasts, and the rest at its end. Raises UserError for a missing tracker."""
     if recipe.track is None:
         yield
         return
     require_trackers(recipe.track)
     make_accelerator()  # Accelerate's trackers need its global state, which must be created here with the options that stages use
-    sender = _Sender(recipe, root)
+    sender = _Sender(recipe, run)
     ended = threading.Event()
     thread = threading.Thread(target=sender.work, args=(ended,), daemon=True, name="sparring-trackers")
     thread.start()
@@ -60,10 +60,10 @@ class _Sender:
     """Sends every series to every tracker. trackers.json has per series its identity, the hashes of its training stages' inputs, the
     newest step sent to each tracker, and the trackers whose run was closed after it."""
 
-    def __init__(self, recipe: Recipe, root: Path) -> None:
+    def __init__(self, recipe: Recipe, run: RunDir) -> None:
         assert recipe.track is not None
-        self.recipe, self.root, self.section = recipe, root, recipe.track
-        self.memory: dict[str, Any] = read_json(root / MEMORY) if (root / MEMORY).exists() else {}
+        self.recipe, self.run, self.root, self.section = recipe, run, run.root, recipe.track
+        self.memory: dict[str, Any] = read_json(run.root / MEMORY) if (run.root / MEMORY).exists() else {}
         self.channels = [_Channel(self, series, kind) for series in series_of(recipe) for kind in self.section.trackers]
         self.warned: set[str] = set()
 
@@ -89,7 +89,7 @@ class _Sender:
 
     def known(self, series: Series) -> dict[str, Any]:
         """The entry of a series; with a new identity if one of its stages now has other inputs."""
-        made_from = identities(self.root, series)
+        made_from = identities(self.run, series)
         known = self.memory.get(series.name)
         if known is None or any(made_from.get(name, digest) != digest for name, digest in known["made_from"].items()):
             known = {"identity": uuid.uuid4().hex[:8], "made_from": {}, "sent": {}, "closed": []}
@@ -148,7 +148,7 @@ class _Channel:
             self.sender.remember()
 
     def _points(self, after: int) -> list[Point]:
-        return _retried(lambda: list(points(self.sender.root, self.series, after)))
+        return _retried(lambda: list(points(self.sender.run, self.series, after)))
 
     def _note_closed(self, is_closed: bool) -> None:
         known = self.sender.known(self.series)
@@ -212,27 +212,25 @@ def _series_of_control(section: ControlSection) -> Series:
     return Series(section.folder, [trained], section.start, "dpo" if section.kind == "dpo" else "sft")
 
 
-def points(root: Path, series: Series, after: int) -> Iterator[Point]:
-    """The points of the series after step `after` that the run directory has so far."""
-    before = _steps_behind(root, series.begins_after)
+def points(run: RunDir, series: Series, after: int) -> Iterator[Point]:
+    """The points of the series after step `after` that the run directory has so far, without stages that are to be redone."""
+    root, before = run.root, _steps_behind(run.root, series.begins_after)
     for train, owner in series.rounds:
-        rows = [] if train is None else _lines(root, train)
+        rows = [] if train is None or train in run.redone else _lines(root, train)
         first = _scores(facts_of(root, f"{owner}/grade").get("rates", {}), "opponent")  # empty if they were not graded
         for place, line in enumerate(rows[:-1]):
             if before + place + 1 > after:
                 yield Point(before + place + 1, {**_numbers(json.loads(line), series.objective), **(first if place == 0 else {})})
-        scores = root / f"{owner}/evaluate" / SCORES
-        if not scores.exists() or (train is not None and not (root / train / DONE).exists()):
+        if run.finished(f"{owner}/evaluate") is None or (train is not None and run.finished(train) is None):
             return
         before += len(rows)
         if before > after:
             last = _numbers(json.loads(rows[-1]), series.objective) if rows else {}
-            yield Point(before, {**last, **(first if len(rows) == 1 else {}), **_scores(read_json(scores))})
+            yield Point(before, {**last, **(first if len(rows) == 1 else {}), **_scores(read_json(root / f"{owner}/evaluate" / SCORES))})
 
 
-def identities(root: Path, series: Series) -> dict[str, str]:
+def identities(run: RunDir, series: Series) -> dict[str, str]:
     """Training stage, begun or finished -> hash of its inputs: with other inputs its points belong to another run."""
-    run = RunDir(root)
     inputs = {train: run.inputs_of(train) for train, _ in series.rounds if train is not None}
     return {name: digest(found) for name, found in inputs.items() if found is not None}
 
