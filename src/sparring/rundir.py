@@ -197,9 +197,8 @@ class RunDir:
     def delete_redone(self) -> list[str]:
         """Delete the stages of `redo`, the last one first, so that a kill in between leaves a run that can resume. Returns the names of
         those that were on the disk."""
-        deleted = [name for name in reversed(self._redone) if self.remove_stage(name)]
-        self._redone = ()
-        return deleted
+        stages, self._redone = self._redone, ()
+        return [name for name in reversed(stages) if self.remove_stage(name)]
 
     def remove_changed(self, name: str, inputs: dict[str, Any]) -> list[str]:
         """Delete a stage, finished or begun, that was made from other inputs; returns in which it differed."""
