@@ -294,5 +294,5 @@ def test_a_crash_of_the_real_one_is_one_warning(game: Game, played: Game) -> Non
 
 def test_identities_are_those_of_the_stages(played: Game) -> None:
     game, control = series_of(load_recipe(played.folder / "recipe.yaml"))
-    assert set(identities(played.root, game)) == {"sft", "iterations/000/train", "iterations/001/train"}
-    assert set(identities(played.root, control)) == {"continued-sft/train"}
+    assert set(identities(RunDir(played.root), game)) == {"sft", "iterations/000/train", "iterations/001/train"}
+    assert set(identities(RunDir(played.root), control)) == {"continued-sft/train"}
