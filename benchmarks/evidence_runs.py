@@ -14,9 +14,9 @@ SHARED = ("base", "data", "sft", "start")  # what most values do not touch
 
 
 def share_start(start: Path, root: Path) -> None:
-    """Give a run that has not begun the start that another one has left in `start`."""
+    """Give a run that has not begun all stages that another one has left in `start`."""
     if start.exists() and not root.exists():
-        copy_start(start, root)
+        copy_start(start, root, [stage.name for stage in start.iterdir()])
 
 
 def copy_start(source: Path, target: Path, stages: Sequence[str] = SHARED) -> None:

@@ -26,6 +26,7 @@ from sparring.stage_names import ITEMS, SCORES, START, iteration_name
 
 COOL = 0.7
 OF_START = ("base", "sft", "start")  # shared by arms with prompts and without: only the data stage differs
+OF_PROMPTS = (*OF_START, "iterations/000/generate")  # by arms with prompts: the start's replies to all of them are the same
 # task -> the file with rows that no run of it has, how many of them the last players are scored on too, and what they are
 FURTHER = {
     "words": ("transfer.jsonl", 200, "SVAMP, which no arm was trained on"),
@@ -295,9 +296,10 @@ def _folder(name: str, seed: int, arm: str) -> Path:
 
 
 def _played(name: str, seed: int, arm: str, options: Arm) -> Path:
-    """The run of one arm, with the start of the first run of this seed."""
+    """The run of one arm, with the start of the first run of this seed, and with its replies to the further prompts if the arm has them."""
     setting, root = TARGET_SETTINGS[name], _folder(name, seed, arm)
-    start = root.parent / "start"
+    start, asked = root.parent / "start", root.parent / "asked"
+    has_prompts = "prompts" not in options.get("data", {})
     rows = str(RUNS / name / "rows" / f"{setting.rows}.jsonl")
     recipe = _joined({**setting.recipe, "run_dir": str(root), "seed": seed}, {"data": {"path": rows}}, options)
     if AFTER in options:
@@ -305,13 +307,14 @@ def _played(name: str, seed: int, arm: str, options: Arm) -> Path:
         earlier = Scoring(_played(name, seed, first, setting.arms[first])).folder(str(played - 1))
         recipe |= {"model": {**recipe["model"], "path": str(earlier)}, "sft": None, "iterations": recipe["iterations"] - played}
     else:
-        share_start(start, root)
-    has_prompts = "prompts" not in options.get("data", {})
+        share_start(asked if has_prompts and asked.exists() else start, root)
     if has_prompts:
         recipe["data"]["prompts"] = {"path": rows, **setting.prompts}
     sparring.run(recipe)
     if not start.exists():
         copy_start(root, start, OF_START)
+    if has_prompts and AFTER not in options and not asked.exists():
+        copy_start(root, asked, OF_PROMPTS)
     return root
 
 

@@ -196,3 +196,30 @@ def test_arms_of_a_seed_that_were_played_elsewhere_stay(monkeypatch: pytest.Monk
     (seed,) = json.loads((tmp_path / "results.json").read_text())["legs-targets"].values()
     assert seed["machines"] == ["a", "b"]
     assert {arm: one["exact_match"] for arm, one in seed["arms"].items()} == {"start": 0.51, "first 0": 0.6, "second 0": 0.7}
+
+
+def test_arms_of_a_seed_share_the_start_and_its_replies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An arm with further prompts gets the replies that an earlier one has sampled for them; one without gets the start alone."""
+    import evidence_targets
+
+    shared: dict[str, list[str]] = {}
+
+    def run(recipe: dict[str, Any]) -> None:
+        root, stages = Path(recipe["run_dir"]), [*evidence_targets.OF_PROMPTS, "iterations/000/train"]
+        shared[root.name] = [stage for stage in stages if (root / stage).exists()]
+        for stage in stages:
+            (root / stage).mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(evidence_targets, "RUNS", tmp_path)
+    monkeypatch.setattr(evidence_targets.sparring, "run", run)
+    setting = evidence_targets.TARGET_SETTINGS["words-targets"]
+    for arm in ("SPIN", "verified, likelihood", "majority, likelihood"):
+        evidence_targets._played("words-targets", 0, arm, setting.arms[arm])
+    start = ["base", "sft", "start"]
+    assert shared == {"SPIN": [], "verified-likelihood": start, "majority-likelihood": [*start, "iterations/000/generate"]}
+
+
+def test_the_start_replies_alike_to_the_prompts_of_every_target(verified_game: Game, majority_game: Game) -> None:
+    """So that they can be shared: the sampling stages of two targets have equal inputs and equal files."""
+    one, other = (game.json("iterations/000/generate/done.json") for game in (verified_game, majority_game))
+    assert one["inputs"] == other["inputs"] and one["outputs"] == other["outputs"]
