@@ -25,6 +25,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "evidence_targets.json"
 COLUMNS = {
     "exact_match": "pass@1",
     "exact_match_greedy": "greedy",
+    "pass_at_4": "pass@4",
+    "maj_at_4": "maj@4",
     "pass_at_8": "pass@8",
     "maj_at_8": "maj@8",
     "nll_per_token": "NLL per token",
@@ -83,7 +85,7 @@ def _table(name: str, seeds: Mapping[str, Any]) -> Iterator[str]:
     controls = [arm for arm, of in arms.items() if SFT.fullmatch(arm) and len(of) == len(seeds)]
     best = max(controls, key=lambda arm: fmean(one["exact_match"] for one in arms[arm].values()))
     kept = {arm: of for arm, of in arms.items() if not SFT.fullmatch(arm) or arm == best}
-    shown = [metric for metric in COLUMNS if metric in next(iter(kept["start"].values()))]
+    shown = [metric for metric in COLUMNS if all(metric in one for one in kept["start"].values())]
     heads = [
         *(COLUMNS[metric] for metric in shown),
         "pass@1 after each iteration",
@@ -143,7 +145,7 @@ def _rounds(arms: Arms, arm: str, last: int | None) -> str:
 
 
 def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], metric: str = "exact_match") -> str:
-    both = [seed for seed in ours if seed in theirs]
+    both = [seed for seed in ours if seed in theirs and metric in ours[seed] and metric in theirs[seed]]
     found = paired_over_seeds(*([of[seed][metric] for seed in both] for of in (ours, theirs)), CONFIDENCE)
     if found.low is None or found.high is None:
         return f"{found.difference:+.3f}"
