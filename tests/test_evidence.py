@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Game
+from conftest import Game, play_sums
+from zygote import Zygote
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -219,7 +220,15 @@ def test_arms_of_a_seed_share_the_start_and_its_replies(monkeypatch: pytest.Monk
     assert shared == {"SPIN": [], "verified-likelihood": start, "majority-likelihood": [*start, "iterations/000/generate"]}
 
 
-def test_the_start_replies_alike_to_the_prompts_of_every_target(verified_game: Game, majority_game: Game) -> None:
-    """So that they can be shared: the sampling stages of two targets have equal inputs and equal files."""
-    one, other = (game.json("iterations/000/generate/done.json") for game in (verified_game, majority_game))
-    assert one["inputs"] == other["inputs"] and one["outputs"] == other["outputs"]
+def test_a_game_takes_over_the_replies_of_one_with_another_target(verified_game: Game, tmp_path: Path, zygote: Zygote) -> None:
+    """Passes at random and another loss: neither the start nor its replies to the prompts are computed again."""
+    from evidence_runs import copy_start, share_start
+    from evidence_targets import OF_PROMPTS
+
+    copy_start(verified_game.root, tmp_path / "asked", OF_PROMPTS)
+    (tmp_path / "game").mkdir()
+    share_start(tmp_path / "asked", tmp_path / "game" / "run")
+    target = {"kind": "verified", "checker": "random", "random_like": "number"}
+    game = play_sums(tmp_path / "game", zygote, target=target, iterations=1, controls=None)
+    for stage in ("sft", "iterations/000/generate"):
+        assert game.json(f"{stage}/done.json") == verified_game.json(f"{stage}/done.json"), "also the time at which it was finished"
