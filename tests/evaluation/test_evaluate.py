@@ -24,7 +24,7 @@ from sparring.evaluation.evaluate import GRADES, Grading, write_scores
 from sparring.evaluation.measure import Measured
 from sparring.evaluation.metrics import auc_score, wilson_interval
 from sparring.stage_names import ITEMS, SAMPLES, SCORES
-from sparring.stages.check import check_answers
+from sparring.stages.check import check_answers, check_human_replies
 
 END = 0
 
@@ -251,3 +251,19 @@ def test_where_answers_have_a_column_that_is_what_is_told(warnings: pytest.LogCa
     check_with("4", None, "n/a")
     (line,) = [record.message for record in warnings.records]
     assert line == "target.checker number finds no answer in 1 of 3 held-out rows (data.answer 'gold'): they can never match"
+
+
+@pytest.mark.parametrize(("pattern", "passes"), [("#### (.+)", False), ("is ([0-9])", True), (None, True)])
+def test_a_checker_that_passes_no_human_reply_is_told(pattern: str | None, passes: bool, warnings: pytest.LogCaptureFixture) -> None:
+    """Where answers have a column, the right ones are known although the pattern finds nothing in any reply."""
+    base = {"run_dir": "run", "model": {"path": "builtin:tiny"}, "target": {"kind": "verified", "checker": "number"}}
+    chosen = load_recipe({**base, "data": {"path": "builtin:tasks", "answer": "gold"}, "evaluate": {"answer_pattern": pattern}})
+    rows = [replace(one, conversation=replace(one.conversation, answer=a)) for one, a in zip(HELD_OUT, ("4", "5", "6"), strict=True)]
+    check(chosen, rows)
+    assert not warnings.records
+    with held_out_checker(chosen) as checker:
+        check_human_replies(chosen, rows, checker)
+    told = [record.message for record in warnings.records]
+    assert len(told) == (not passes)
+    if not passes:
+        assert told[0].startswith("target.checker: none of the first 3 held-out human replies passes (the first one: no answer found)")

@@ -40,7 +40,7 @@ def check(context: RunContext) -> None:
         _check_context(context)
         check_answers(recipe, context.held_out, checker)
         _check_prompts(context, checker)
-        _check_own(context, checker)
+        check_human_replies(recipe, context.held_out, checker)
     for trained in recipe.trained.values():
         context.with_budget(trained)  # from the memory that is free before anything is loaded
 
@@ -64,21 +64,22 @@ def check_answers(recipe: Recipe, held_out: Sequence[Example], checker: Checker 
         log.warning(f"{by} finds no answer in {missed} of {len(asked)} {rows}: they can never match")
 
 
-def _check_own(context: RunContext, checker: Checker | None) -> None:
-    """Log which file the user's function is from. Raise UserError if it can grade none of the first human replies: a column that it needs
-    may be missing. Warn if none of them passes: it may compare with something else than the answer."""
-    if checker is None or not is_own_code(checker.name):
+def check_human_replies(recipe: Recipe, held_out: Sequence[Example], checker: Checker | None) -> None:
+    """Grade the first held-out human replies. Raise UserError if a user's function can grade none of them: a column that it needs may be
+    missing. Warn if none passes: the checker may read another answer than the right one, or none at all. Log the file of a function."""
+    if checker is None:
         return
-    log.info(f"target.checker: {checker.name}, sha256 {checker.fingerprint['sha256'][:12]}")
-    texts = {example.row_id: example.conversation.reply for example in context.held_out[:TRIED]}
-    asked = ask(context.held_out[:TRIED], {row_id: [text] for row_id, text in texts.items()})
+    if is_own_code(checker.name):
+        log.info(f"target.checker: {checker.name}, sha256 {checker.fingerprint['sha256'][:12]}")
+    texts = {example.row_id: example.conversation.reply for example in held_out[:TRIED]}
+    asked = ask(held_out[:TRIED], {row_id: [text] for row_id, text in texts.items()})
     grades = [grade for grades in checker.grade(asked) for grade in grades]
-    if all(grade.failed for grade in grades):
+    if is_own_code(checker.name) and all(grade.failed for grade in grades):
         require_few_failures(list(texts.values()), grades, checker.name)
-    least = context.recipe.target.pass_score
+    least, by = recipe.target.pass_score, "evaluate.answer_pattern" if recipe.target.checker is None else "target.checker"
     if not any(grade.score is not None and grade.score >= least for grade in grades):
         log.warning(
-            f"target.checker: none of the first {len(grades)} held-out human replies passes (the first one: {grades[0].reason}), although "
+            f"{by}: none of the first {len(grades)} held-out human replies passes (the first one: {grades[0].reason}), although "
             f"they should reach target.pass_score {least:g}; `sparring check-checker` shows how it grades them"
         )
 
