@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sparring.config import Recipe, load_recipe
 from sparring.data.tables import read_rows, write_table
 from sparring.report.health import differences_from_paper, signs
 from sparring.report.run_files import read_run
-from sparring.report.run_page import LOST, WON, report_page, shown_prompts
+from sparring.report.run_page import LOST, WON, _notes, report_page, shown_prompts
 from sparring.report.untrusted import visible
 from sparring.rundir import read_json, write_json
 from sparring.targets import majority, verified
@@ -151,6 +152,10 @@ def test_human_replies_that_get_less_likely_are_a_fault_only_where_they_win(tmp_
     assert sum(sign.what == told for sign in signs(run.summary, run.recipe)) == 2
     majority_recipe = recipe_with(kind="majority", checker="number")
     assert not any(sign.what == told for sign in signs(run.summary, majority_recipe))
+    only = recipe_with(kind="verified", checker="number", human="only")
+    assert sum(sign.what == told for sign in signs(run.summary, only)) == 2
+    told_of = [" ".join(_notes(replace(run, recipe=recipe))) for recipe in (majority_recipe, only)]
+    assert ["this alone is not a problem" in text for text in told_of] == [True, False]
 
 
 @pytest.mark.parametrize(("target", "preferred"), [(None, "human replies"), ({"kind": "majority", "checker": "number"}, "winners")])

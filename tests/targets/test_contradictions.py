@@ -45,6 +45,10 @@ def loaded(changes: dict[str, Any]) -> Any:
         ({"target.kind": "majorty"}, "did you mean majority?"),
         ({**MAJORITY, "sampling.replies_per_prompt": 1}, "target.kind: 'majority': one reply has no majority"),
         ({**MAJORITY, "sampling.temperature": 0.0}, "at temperature 0 all replies to a prompt are the same"),
+        (
+            {"sampling": {"temperature": 0.0}, "evaluate.samples": 8},
+            "evaluate.samples: 8: at temperature 0 all replies to a prompt are the same",
+        ),
         (PROMPTS, "target.kind: 'verified': nothing says which replies to data.prompts are right"),
         ({**PROMPTS, **RANDOM}, "nothing says which replies to data.prompts are right"),
         ({**ANSWERED, **HUMAN}, "target.kind: 'human': data.prompts have no human reply, which always wins here"),

@@ -475,6 +475,11 @@ class TargetSection(Section):
         return self.kind != HUMAN_TARGET
 
     @property
+    def human_alone_wins(self) -> bool:
+        """Whether no generated reply ever wins: the human target, and `human: only`."""
+        return not self.uses_grades or self.human == "only"
+
+    @property
     def counts_votes(self) -> bool:
         """Whether the most frequent answer wins: a majority target."""
         return TARGET_SPECS[self.kind].votes
@@ -794,6 +799,9 @@ class EvaluateSection(Section):
 
     def contradictions(self, others: Mapping[str, Any]) -> Iterator[Contradiction]:
         """Options that contradict the checker that grades the held-out replies."""
+        sampling: SamplingSection | None = others.get("sampling")
+        if sampling is not None and sampling.temperature == 0 and self.samples > 1:
+            yield "samples", "at temperature 0 all replies to a prompt are the same; use 1 sample or a sampling.temperature above 0"
         target: TargetSection | None = others.get("target")
         if target is None:  # it is not known whether there is a checker
             return

@@ -73,7 +73,7 @@ def signs(summary: Mapping[str, Any], recipe: Recipe) -> list[Sign]:
         if "iteration" in entry:
             assert before is not None
             found += _of_duels(row, entry.get("counts", {}), recipe)
-            if not recipe.target.uses_grades:  # with another target the player need not approach the human replies
+            if recipe.target.human_alone_wins:  # else the player need not approach the human replies
                 found += _of_human(row, before)
         before = row
     return found

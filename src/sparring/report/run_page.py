@@ -350,10 +350,10 @@ def _notes(run: RunFiles) -> Iterator[str]:
             "the held-out rows, which all have a human reply."
         )
     start, last = (player.row.scores["real_logp"]["value"] for player in (run.played[0], run.played[-1]))
-    if last < start:
+    if last < start and not run.recipe.target.human_alone_wins:  # else it is among the warnings
         yield (
-            f"The log-prob of the held-out human replies fell from {start:.2f} to {last:.2f} nats. Most winners are the model's own "
-            "replies, whose wording may differ from that of people, so this alone is not a problem. Judge by the scores."
+            f"The log-prob of the held-out human replies fell from {start:.2f} to {last:.2f} nats. The model's own replies win too, and "
+            "their wording may differ from that of people, so this alone is not a problem. Judge by the scores."
         )
 
 
