@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ class OwnCode:
     def read(cls, name: str, where: str) -> OwnCode:
         """Read the file that `name` names, relative to the current folder. Raises UserError if there is no such Python file."""
         path, _, function = name.rpartition(":")
+        path = os.path.expanduser(path)  # as in other paths of a recipe; unlike Path it leaves ./ as it is, which is in fingerprints
         file = Path(path)
         if file.suffix != ".py" or not file.is_file():
             why = "is not a Python file (.py)" if file.is_file() else "does not exist"

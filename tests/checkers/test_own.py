@@ -549,6 +549,12 @@ def test_files_that_are_not_there(kind: str) -> None:
     assert "does not exist" in refused(kind)
 
 
+def test_the_home_folder_may_be_short(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("def f(completions): return [1.0 for _ in completions]")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert scores("~/checker.py:f", "a") == [1.0]
+
+
 def test_only_python_files_are_loaded(tmp_path: Path) -> None:
     (tmp_path / "f.txt").write_text("def f(completions): ...")
     assert "is not a Python file" in refused(f"{tmp_path}/f.txt:f")

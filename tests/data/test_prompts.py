@@ -109,6 +109,15 @@ def test_answers_of_sft_rows(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps({"prompt": f"p{n}", "completion": f"so {n}", "gold": f"{n}"}) + "\n" for n in range(6)))
     found = prepare(DataSection(path=str(path), held_out=2, answer="gold"), chat(), 0)
     assert all(one.conversation.reply == f"so {one.conversation.answer}" for one in [*found.train, *found.held_out])
+    assert found.counts["without_answer"] == 0
+
+
+def test_sft_rows_without_an_answer_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    golds = ["0", None, "", "3", " ", "5"]
+    path.write_text("".join(json.dumps({"prompt": f"p{n}", "completion": f"so {n}", "gold": gold}) + "\n" for n, gold in enumerate(golds)))
+    assert prepare(DataSection(path=str(path), held_out=2, answer="gold"), chat(), 0).counts["without_answer"] == 3
+    assert "without_answer" not in prepare(DataSection(path=str(path), held_out=2), chat(), 0).counts
 
 
 def test_a_subset_of_the_prompts_depends_on_their_set_and_not_on_their_order(tmp_path: Path) -> None:

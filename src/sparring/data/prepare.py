@@ -90,8 +90,8 @@ class Prepared:
     `counts`: ROW_COUNTS, where `prompt_held_out` are rows left out because a held-out prompt has the same token ids or the same
     words with other white space, and `untrained` those without a reply that is to be trained on; and changes to rows: reply_cut,
     trailing_turns_dropped, surrogates_replaced, and where there are any prompt_repeated, turns_as_json, reasoning_dropped,
-    prompts_with_several_answers. With data.max_examples the rows outside the subset are not tokenised, so those that are too long count as
-    not_in_subset.
+    prompts_with_several_answers; with data.answer also without_answer, the rows whose cell is empty. With data.max_examples the rows
+    outside the subset are not tokenised, so those that are too long count as not_in_subset.
     """
 
     train: list[Example]
@@ -118,6 +118,8 @@ def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
     unseen = PromptSet(held_out)
     train = [example for example in split if not unseen.has(example.conversation, example.prompt_ids)]
     counts |= {"train": len(train), "held_out": len(held_out), "prompt_held_out": len(split) - len(train)}
+    if section.answer is not None:  # of these the human reply is read
+        counts["without_answer"] = sum(example.conversation.answer is None for example in (*train, *held_out))
     if not train or not held_out:
         raise _one_side_empty(section, counts)
     prompts = load_prompts(section.prompts, section) if section.prompts else Loaded[Located]([], {}, [], (), BadRows(), ())
