@@ -99,6 +99,15 @@ def test_prompts_with_answers_and_no_replies(tmp_path: Path) -> None:
     assert "whether right replies pass was not tried" in verdict(trial)
 
 
+def test_lists_of_answers_that_could_not_be_made_are_told(tmp_path: Path, data: str) -> None:
+    """A mention of the right answer suffices, but that is only in the human reply, and the function alone knows where."""
+    one = "float('####' in c[0]['content'] and h.split()[-1] in c[0]['content'].split())"
+    (tmp_path / "loose.py").write_text(f"def f(completions, human_reply): return [{one} for c, h in zip(completions, human_reply)]")
+    trial = tried(f"{tmp_path / 'loose.py'}:f", data, answer=None)
+    assert trial.report["sprayed"].tried == 0 and not trial.faults
+    assert "no lists with the right answer were tried" in verdict(trial) and "no fault found" not in verdict(trial)
+
+
 def test_a_limit_draws_rows_whatever_their_order(tmp_path: Path, data: str) -> None:
     turned = str(write_rows(tmp_path / "turned.jsonl", WORKED[::-1]))
     first, second = trial_rows(data, "gold", 10), trial_rows(turned, "gold", 10)

@@ -235,6 +235,9 @@ def verdict(trial: Trial) -> str:
         return f"Verdict: do not use it as it is: {'; '.join(trial.faults)}."
     if not trial.report[RIGHT].tried:
         return "Verdict: no wrong reply passes, but no row has a human reply, so whether right replies pass was not tried."
+    if not any(trial.report[name].tried for name in SPRAYED):
+        why = f"which is not known: name its column ({ANSWER}, or data.answer of a recipe)"
+        return f"Verdict: human replies pass, and wrong replies fail, but no lists with the right answer were tried, {why}."
     return "Verdict: no fault found: human replies pass, and wrong replies fail."
 
 
