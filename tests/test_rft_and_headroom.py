@@ -11,10 +11,11 @@ from conftest import TINY, rows, write_rows
 
 import sparring
 from sparring.config import load_recipe
-from sparring.control import unused_prompts
+from sparring.control import _winners, unused_prompts
 from sparring.errors import UserError
-from sparring.rundir import read_json
+from sparring.rundir import RunDir, read_json
 from sparring.stage_names import stage_of, stages_of_game
+from sparring.stages.context import RunContext
 
 pytestmark = pytest.mark.long
 
@@ -45,6 +46,16 @@ def test_rft_is_trained_on_passing_and_human_replies_of_the_start(game: tuple[di
     graded = read_json(root / "iterations" / "000" / "grade" / "done.json")
     assert graded["facts"]["rates"]["pass_rate"]["n"] == 24, "every training prompt is judged"
     assert twice["facts"]["steps"] * twice["facts"]["batch_size"] == pytest.approx(2 * 24, abs=4), "all 24 prompts have a winner: the human"
+
+
+@pytest.mark.parametrize(("human", "most"), [("fallback", 2), ("mix", 1)])
+def test_rft_has_as_many_own_winners_as_the_game(game: tuple[dict[str, Any], Path], human: str, most: int) -> None:
+    """The human reply is always among them. In a game where it wins only if no reply does, it takes no place of a generated one."""
+    _, root = game
+    recipe = load_recipe(root / "recipe.yaml")
+    one = recipe.model_copy(update={"target": recipe.target.model_copy(update={"human": human, "max_winners": 1})})
+    found = _winners(RunContext(one, RunDir(root)))
+    assert len(found) == 24 and max(len(contest.winners) for contest in found) == most
 
 
 def test_rft_of_equal_cost_pays_for_the_replies_that_it_learns_from(game: tuple[dict[str, Any], Path]) -> None:
@@ -131,7 +142,7 @@ def test_rft_without_a_reply_that_passes_is_told(tmp_path: Path) -> None:
         "controls": {"kind": "rft", "epochs": 1},
     }
     sparring.run(recipe)
-    assert "RFT: no reply of the start is a winner; it learns from the human replies alone" in (tmp_path / "run/run.log").read_text()
+    assert "RFT: its winners are the human replies alone, so it learns what continued SFT does" in (tmp_path / "run/run.log").read_text()
 
 
 def test_headroom_needs_answers(tmp_path: Path) -> None:

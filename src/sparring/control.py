@@ -34,7 +34,7 @@ def train_rft(context: RunContext, section: ControlSection, start: Player, playe
     name, recipe = f"{section.folder}/train", context.recipe
     winners = _winners(context)
     if sum(len(one.winners) for one in winners) == len(context.train_examples):
-        log.warning(f"{section.title}: no reply of the start is a winner; it learns from the human replies alone, as continued SFT does")
+        log.warning(f"{section.title}: its winners are the human replies alone, so it learns what continued SFT does")
     settings = recipe.train.model_copy(update={"batch_size": control_batch_size(recipe, section), "horizon_epochs": None})
     task, sampled = WinnersTask(winners), cost_of(context.run, recipe, [iteration_stage(0, "generate")]).forward_tokens
     tokens = [task.branches(index).tokens("tree") for index in range(len(task))]
@@ -55,8 +55,10 @@ def _train_on_winners(
 
 
 def _winners(context: RunContext) -> list[Contest]:
-    """The winners by the recipe's rules, but with the verified target whatever the recipe's is, and always with the human reply."""
-    rules = replace(rules_of(context.recipe), human="mix")
+    """The winners by the recipe's rules, but with the verified target whatever the recipe's is, and always with the human reply, which
+    takes no place of a generated one if it takes none in the game."""
+    rules = rules_of(context.recipe)
+    rules = replace(rules, human="mix", max_winners=rules.max_winners + (rules.human != "mix"))
     prompts = {example.row_id: example.prompt_ids for example in context.prompt_rows}
     candidates = {0: candidates_at(context, 0)}
     return select_window(prompts, candidates, TARGETS["verified"], rules, uses_margins=False, uses_likelihood=True).contests

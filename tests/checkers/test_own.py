@@ -86,6 +86,11 @@ def test_only_declared_parameters_are_passed(write: Write) -> None:
     assert scores(write("def f(completions): return [len(c[0]['content']) for c in completions]"), "a", "bcd") == [1.0, 3.0]
 
 
+def test_a_list_of_arguments_is_not_the_replies(write: Write) -> None:
+    with pytest.raises(UserError, match="takes"):
+        scores(write("def f(*completions): return [1.0 for _ in completions]"), "a")
+
+
 @pytest.mark.parametrize(("returned", "score"), [("0.5", 0.5), ("{'score': 1, 'acc': 0}", 1.0), ("True", 1.0)])
 def test_it_is_called_as_verl_calls_it(write: Write, returned: str, score: float) -> None:
     kind = write(f"""

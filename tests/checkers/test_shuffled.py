@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from asking import ask, made
 from hypothesis import given, settings
@@ -34,6 +35,18 @@ def test_the_pass_rate_stays_and_the_places_change() -> None:
     # second replies are all right, first and last almost never: dealt anew, about half of each is
     assert sum(p[1].score for p in by_chance) < 30
     assert by_chance == shuffled(asked) != shuffled(asked, seed=1)
+
+
+def test_replies_that_were_cut_take_no_part() -> None:
+    """They can never win: with a pass dealt to one of them a prompt would have fewer winners than with the checker."""
+    asked = [replace(ask("3", "4", "3", "4", answer="3", row_id=f"r{n}"), cut=frozenset({2} if n % 2 else {3})) for n in range(40)]
+    with made("number") as checker:
+        honest = checker.grade(asked)
+    by_chance = shuffled(asked)
+    assert all(by_chance[n][place] == honest[n][place] for n, one in enumerate(asked) for place in one.cut)
+    whole = [(n, place) for n in range(40) for place in range(4) if place not in asked[n].cut]
+    scores = [[found[n][place].score for n, place in whole] for found in (honest, by_chance)]
+    assert sum(scores[0]) == sum(scores[1]) == 60 and scores[0] != scores[1]
 
 
 @settings(max_examples=20)

@@ -90,6 +90,8 @@ def loaded(changes: dict[str, Any]) -> Any:
         ({"evaluate.metric": "exact_match_greedy"}, "needs evaluate.greedy: true"),
         ({"stop.min_distinct": 0.5}, "stop.min_distinct: 0.5: needs several replies to a held-out prompt: set evaluate.samples"),
         ({"stop.min_pass_at_k": 0.8}, "stop.min_pass_at_k: 0.8: needs several replies"),
+        ({**HUMAN, "stop.min_pass_at_k": 0.8}, "stop.min_pass_at_k: 0.8: has an effect only with target.kind verified or majority"),
+        ({**HUMAN, "stop.min_distinct": 0.5}, "stop.min_distinct: 0.5: has an effect only with target.kind verified or majority"),
         ({"target.checker": OWN, "evaluate.samples": 4, "stop.min_distinct": 0.5}, "a function of your own extracts none"),
         ({"target.winners": 3}, "target.winners: unknown key; did you mean target.max_winners?"),
     ],

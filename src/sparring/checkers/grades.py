@@ -24,6 +24,7 @@ class GradingRequest:
     human: str | None  # the human reply, if the row has one
     columns: Mapping[str, Any]  # further columns of the row, for a user's function
     replies: tuple[str, ...]
+    cut: frozenset[int] = frozenset()  # places of replies that were cut at the limit, where that is known
 
 
 @dataclass(frozen=True)

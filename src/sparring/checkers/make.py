@@ -78,8 +78,8 @@ class OwnChecker(Checker):
 class RandomChecker(Checker):
     """Shuffles the scores of one call among its replies, so that the pass rate stays the same.
 
-    Replies in which no answer was found, and those without a score, keep their grade. The shuffle depends on the seed and the rows, not on
-    their order.
+    Replies without a score or an answer, and those that were cut at the limit and cannot win, keep their grade: winners are as many as
+    before. The shuffle depends on the seed and the rows, not on their order.
     """
 
     name = "random"
@@ -88,12 +88,13 @@ class RandomChecker(Checker):
     def __init__(self, like: Checker, seed: int) -> None:
         self._like, self._seed = like, seed
         self.reads_answers = like.reads_answers
-        self.fingerprint: dict[str, Any] = {"kind": "random", "seed": seed, "of": like.fingerprint}
+        self.fingerprint: dict[str, Any] = {"kind": "random", "seed": seed, "of": like.fingerprint, "cut": "not shuffled"}
 
     def grade(self, asked: Sequence[GradingRequest]) -> list[list[Grade]]:
         grades = self._like.grade(asked)
         scored = [(p, r) for p, prompt in enumerate(grades) for r, grade in enumerate(prompt) if grade.score is not None]
-        slots = [(p, r) for p, r in scored if grades[p][r].answer is not None or not self.reads_answers]
+        whole = [(p, r) for p, r in scored if r not in asked[p].cut]
+        slots = [(p, r) for p, r in whole if grades[p][r].answer is not None or not self.reads_answers]
         by_name = sorted(slots, key=lambda slot: (asked[slot[0]].row_id, slot[1], self._random_key(asked, slot)))
         by_chance = sorted(slots, key=lambda slot: self._random_key(asked, slot))
         shuffled = [list(prompt) for prompt in grades]
@@ -198,10 +199,11 @@ def asked_of(
     """The inputs of a checker, one per prompt in the order of the examples: the human reply first, if there is one and `with_human`,
     then the replies in the order of their replicas."""
     texts: dict[str, list[str]] = defaultdict(list)
-    for reply in sorted(replies, key=lambda reply: reply.replica):
-        texts[reply.row_id].append(decode(reply.token_ids))
+    cut: dict[str, set[int]] = defaultdict(set)
     if with_human:
-        for example in examples:
-            if example.has_reply:
-                texts[example.row_id].insert(0, example.conversation.reply)
-    return ask(examples, texts)
+        texts |= {example.row_id: [example.conversation.reply] for example in examples if example.has_reply}
+    for reply in sorted(replies, key=lambda reply: reply.replica):
+        if reply.finish_reason == "length":
+            cut[reply.row_id].add(len(texts[reply.row_id]))
+        texts[reply.row_id].append(decode(reply.token_ids))
+    return [replace(one, cut=frozenset(cut[one.row_id])) for one in ask(examples, texts)]

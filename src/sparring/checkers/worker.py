@@ -41,7 +41,7 @@ def own_function(path: str, source: str, name: str) -> LoadedFunction:
     """The function, called as its parameters say: as TRL calls reward functions, or as verl calls `compute_score`."""
     function, signature = named_function(path, source, name, module="checker")
     # arguments are passed by name only
-    parameters = {name: one for name, one in signature.parameters.items() if one.kind is not one.POSITIONAL_ONLY}
+    parameters = {name: one for name, one in signature.parameters.items() if one.kind not in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL)}
     if "solution_str" in parameters:
         return lambda items: [verl_score(function, parameters, item) for item in items]
     if "completions" in parameters:

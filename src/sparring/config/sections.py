@@ -861,7 +861,9 @@ class StopSection(Section):
         for name in ("min_pass_at_k", "min_distinct"):
             if getattr(self, name) is None or not self.is_set(name, getattr(self, name)):
                 continue
-            if evaluate.samples == 1:
+            if not target.uses_grades:
+                yield name, "has an effect only with target.kind verified or majority: set it to null, or leave it out"
+            elif evaluate.samples == 1:
                 yield name, "needs several replies to a held-out prompt: set evaluate.samples, 8 for example"
             elif name == "min_distinct" and is_own_code(target.grading_checker) and evaluate.answer_pattern is None:
                 yield name, "counts answers, and a function of your own extracts none: set evaluate.answer_pattern, which finds them"

@@ -49,16 +49,27 @@ def grading(context: RunContext, t: int, checker: Checker) -> StageWork:
     replies_of = context.run.finished(iteration_stage(t, "generate"))
     assert replies_of is not None, f"iteration {t} has no replies to grade"
     target, common, prompt_rows = context.recipe.target, context.common(iteration_stage(t, "grade")), context.prompt_rows
-    score = target.pass_score
-    return partial(_grade, common, target.counts_votes, replies=replies_of, prompt_rows=prompt_rows, checker=checker, pass_score=score)
+    # an input only where it is not the default, which runs of earlier versions were made with
+    own: dict[str, Any] = {"with_human": False} if target.counts_votes and target.human == "never" else {}
+    own |= {"replies": replies_of, "prompt_rows": prompt_rows, "checker": checker, "pass_score": target.pass_score}
+    return partial(_grade, common, target.counts_votes, **own)
 
 
 def _grade(
-    common: Common, by_votes: bool, stage: Path, *, replies: StageRecord, prompt_rows: PromptRows, checker: Checker, pass_score: float
+    common: Common,
+    by_votes: bool,
+    stage: Path,
+    *,
+    replies: StageRecord,
+    prompt_rows: PromptRows,
+    checker: Checker,
+    pass_score: float,
+    with_human: bool = True,
 ) -> dict[str, Any]:
-    """by_votes: the most frequent answer wins, which a warning of a low pass rate takes into account."""
+    """by_votes: the most frequent answer wins, which a warning of a low pass rate takes into account. with_human: grade the human replies
+    too, which with a tolerance also affect which answers vote together."""
     sampled = read_replies(replies.path)
-    asked = asked_of(prompt_rows, sampled, common.chat.decode, with_human=not checker.shuffles)
+    asked = asked_of(prompt_rows, sampled, common.chat.decode, with_human=with_human and not checker.shuffles)
     facts = grade_all(stage, asked, sampled, checker, f"{common.title}: grading")
     found = candidates_of(read_rows(stage), sampled, prompt_rows, pass_score)
     scores = rate_scores(rates(found))
